@@ -1,0 +1,74 @@
+# make run: set everything up and run the default federation.   make test: set up and pass the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUTDIR ?= results
+TEXT ?= ../shared/data/bilingual
+TORCH ?= 2.13.0
+JOB ?= workflows/numbers/job.yml
+DATA ?= data
+
+.PHONY: help setup run data compare text test test-acceptance test-schedulers lint lock clean
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make the virtual environment from the lock file
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+data: data/karolina/numbers/train.jsonl ## make the data of the default federation
+data/karolina/numbers/train.jsonl: workflows/numbers/generate.py | $(READY)
+	$(BIN)/python $< data
+
+run: $(READY) data ## run the default federation; leaves model, history and report in results/
+	@rm -rf $(OUTDIR)/global_model
+	$(BIN)/streamflow run --quiet --outdir $(OUTDIR) streamflow.yml > /dev/null
+	@echo "model    $(OUTDIR)/global_model"
+	@echo "history  $(OUTDIR)/history.jsonl"
+	@echo "scores   $(OUTDIR)/evaluation.json"
+	@echo "report   $(OUTDIR)/report.html"
+
+compare: $(READY) data ## federated, each facility alone, and pooled data: a table (JOB, DATA)
+	$(BIN)/crossfl compare $(JOB) --data $(DATA) --outdir $(OUTDIR)/compare
+
+text: $(READY) ## the federation on real text: a folder TEXT with it/ and cs/
+	@test -d "$(TEXT)/it" -a -d "$(TEXT)/cs" || \
+	  { echo "$(TEXT) has no folders it/ and cs/: make text TEXT=<folder>" >&2; exit 1; }
+	@mkdir -p data/text
+	@ln -sfn "$(abspath $(TEXT))/it" data/text/leonardo
+	@ln -sfn "$(abspath $(TEXT))/cs" data/text/karolina
+	@rm -rf $(OUTDIR)/text/global_model
+	$(BIN)/streamflow run --quiet --outdir $(OUTDIR)/text workflows/bilingual/streamflow.yml > /dev/null
+	@echo "model, history, scores and report are in $(OUTDIR)/text"
+
+test: $(READY) ## lint, types and every test
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+test-acceptance: $(READY) ## the default federation for real, and what each facility learns alone
+	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance
+
+test-schedulers: $(READY) ## real sshd and Slurm on this machine, as root; see environments/testbed
+	environments/testbed/install.sh
+	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/schedulers
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml
+	echo "torch==$(TORCH)" > $(VENV)/torch
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --all-extras --strip-extras \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --constraint $(VENV)/torch \
+	  --output-file requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/; /# via -c /d' requirements.lock
+
+clean: ## remove what make made, but not results/
+	rm -rf $(VENV) data

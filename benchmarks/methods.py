@@ -1,0 +1,237 @@
+"""One way to average K model files into one, timed in a process and an environment of its own.
+
+    python benchmarks/methods.py METHOD FOLDER SITES OUTPUT
+
+FOLDER has `site<i>/model.safetensors`, and what `benchmarks/aggregation.py` laid beside them.
+Prints one JSON object: seconds from file to file, and memory in bytes. Imports are not timed.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+MEBI = 1 << 20
+Method = Callable[[], None]
+
+
+def copy(files: list[Path], output: Path, threads: int) -> Method:
+    """Read every file, write one: what the machine can do."""
+
+    def read(path: Path, target: Any) -> None:
+        block = memoryview(bytearray(MEBI))
+        with path.open("rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                if target:
+                    target.write(block[:count])
+
+    def work() -> None:
+        with output.open("wb", buffering=0) as target:
+            if threads == 1:
+                for path in files:
+                    read(path, target if path is files[0] else None)
+                return
+            other = threading.Thread(target=lambda: list(map(read, files[1:], repeat(None))))
+            other.start()
+            read(files[0], target)
+            other.join()
+
+    return work
+
+
+def crossfl_core(files: list[Path], output: Path) -> Method:
+    """The walk alone: mean of K files to one, nothing checked, hashed or synced, no state."""
+    import hashlib
+
+    import torch
+
+    from crossfl import combinations, stream, tensorfile
+
+    class Unhashed:
+        def update(self, data: Any) -> None:
+            pass
+
+    def work() -> None:
+        tensorfile.hashlib = type("none", (), {"sha256": lambda *_: Unhashed()})  # type: ignore
+        inputs = [tensorfile.TensorFile(path) for path in files]
+        entries = inputs[0].entries
+        share = [1 / len(files)] * len(files)
+        mean = combinations.COMBINATIONS["mean"]
+
+        def step(piece: Any) -> torch.Tensor:
+            result = torch.empty(piece.count, dtype=entries[piece.name].dtype)
+            for start, count in piece.cells():
+                cells = (i.span(piece.name, start, count).float() for i in inputs)
+                result.narrow(0, start - piece.start, count).copy_(mean.combine(cells, share, 0))
+            return result
+
+        layout = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+        with tensorfile.Writer(output, layout) as writer, stream.workers(None) as pool:
+            for _, piece in stream.walk(pool, stream.pieces(inputs[0]), step):
+                writer.write(piece)
+        tensorfile.hashlib = hashlib
+
+    return work
+
+
+def crossfl_step(files: list[Path], output: Path) -> Method:
+    """All of `crossfl aggregate`: the gate, sha256 of all that is read and written, state, sync."""
+    from crossfl.aggregate import MODEL, aggregate
+
+    folder = files[0].parent.parent
+
+    def work() -> None:
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        begun = time.perf_counter()
+        aggregate(folder / "model", folder / "state", [f.parent for f in files], out)
+        work.seconds = time.perf_counter() - begun  # type: ignore[attr-defined]
+        output.unlink(missing_ok=True)
+        os.link(out / MODEL / "model.safetensors", output)
+
+    return work
+
+
+def xffl(files: list[Path], output: Path) -> Method:
+    """XFFL's method, written anew: all models through from_pretrained, plain sum, half."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    def work() -> None:
+        load = AutoModelForCausalLM.from_pretrained
+        models = [load(path.parent, dtype="auto") for path in files]
+        states = [model.state_dict() for model in models]
+        total = {
+            name: sum(state[name] for state in states) / len(states)  # type: ignore[arg-type]
+            for name in states[0]
+        }
+        models[0].load_state_dict(total)
+        torch.save(models[0].half().state_dict(), output)
+
+    return work
+
+
+def nvflare(files: list[Path], output: Path, lazy: bool) -> Method:
+    """NVFlare's WeightedAggregationHelper; all files held, or one after another."""
+    from nvflare.app_common.aggregators.weighted_aggregation_helper import (
+        WeightedAggregationHelper,
+    )
+    from safetensors.torch import load_file, save_file
+
+    def work() -> None:
+        helper = WeightedAggregationHelper()
+        held = [] if lazy else [load_file(path) for path in files]
+        for number, path in enumerate(files):
+            data = load_file(path) if lazy else held[number]
+            helper.add(data, 1.0, f"site{number}", 0)
+            del data
+        save_file(dict(helper.get_result()), output)
+
+    return work
+
+
+def appfl(files: list[Path], output: Path) -> Method:
+    """APPFL's FedAvgAggregator, equal weights."""
+    import torch
+    from appfl.algorithm.aggregator import FedAvgAggregator
+    from omegaconf import OmegaConf
+    from safetensors.torch import load_file, save_file
+
+    def work() -> None:
+        states = {f"site{i}": load_file(path) for i, path in enumerate(files)}
+        first = next(iter(states.values()))
+        model = torch.nn.Module()
+        for name, tensor in first.items():
+            module, *_, leaf = model, *name.split(".")
+            for part in name.split(".")[:-1]:
+                if not hasattr(module, part):
+                    module.add_module(part, torch.nn.Module())
+                module = getattr(module, part)
+            module.register_parameter(leaf, torch.nn.Parameter(torch.zeros_like(tensor)))
+        options = OmegaConf.create({"client_weights_mode": "equal"})
+        aggregator = FedAvgAggregator(model, options, None)
+        save_file(dict(aggregator.aggregate(states)), output)
+
+    return work
+
+
+def flwr(files: list[Path], output: Path) -> Method:
+    """Flower's aggregate_arrayrecords, equal weights."""
+    from flwr.common import ArrayRecord, MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+    from safetensors.torch import load_file, save_file
+
+    def work() -> None:
+        records = []
+        for path in files:
+            arrays = ArrayRecord(torch_state_dict=load_file(path))
+            metrics = MetricRecord({"num-examples": 1})
+            records.append(RecordDict({"arrays": arrays, "metrics": metrics}))
+        result = aggregate_arrayrecords(records, "num-examples")
+        save_file(dict(result.to_torch_state_dict()), output)
+
+    return work
+
+
+METHODS: dict[str, Callable[[list[Path], Path], Method]] = {
+    "copy": lambda files, output: copy(files, output, 1),
+    "copy, two threads": lambda files, output: copy(files, output, 2),
+    "crossfl, walk alone": crossfl_core,
+    "crossfl aggregate": crossfl_step,
+    "nvflare, held": lambda files, output: nvflare(files, output, False),
+    "nvflare, one by one": lambda files, output: nvflare(files, output, True),
+    "xffl's method": xffl,
+    "appfl": appfl,
+    "flwr": flwr,
+}
+
+
+def memory(key: str) -> int:
+    """One line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def measured(work: Method) -> dict[str, float]:
+    """Seconds by the clock and of processor, peak of anonymous memory, its growth, and RSS."""
+    before, done = memory("RssAnon"), threading.Event()
+    peak = before
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, memory("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begun, processor = time.perf_counter(), time.process_time()
+    try:
+        work()
+    finally:
+        seconds = getattr(work, "seconds", time.perf_counter() - begun)
+        done.set()
+        watcher.join()
+    return {
+        "seconds": seconds,
+        "processor": time.process_time() - processor,
+        "anonymous": peak,
+        "grown": peak - before,
+        "resident": memory("VmHWM"),
+    }
+
+
+if __name__ == "__main__":
+    method, folder, sites, target = sys.argv[1:]
+    paths = [Path(folder, f"site{i:02}", "model.safetensors") for i in range(int(sites))]
+    print(json.dumps(measured(METHODS[method](paths, Path(target)))))

@@ -1,0 +1,3 @@
+#SBATCH --exclusive
+#SBATCH --mem=0
+export CROSSFL_LAUNCHER="srun --kill-on-bad-exit=1 --cpus-per-task=<cpus>"

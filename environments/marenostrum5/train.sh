@@ -1,0 +1,2 @@
+#SBATCH --exclusive
+export CROSSFL_LAUNCHER="srun --kill-on-bad-exit=1 --cpus-per-task=<cpus>"

@@ -1,0 +1,6 @@
+#PBS -N crossfl
+#PBS -A <account>
+#PBS -q <queue>
+#PBS -l select=<nodes>:<chunk>
+#PBS -l walltime=<time>
+#PBS -l filesystems=<filesystems>

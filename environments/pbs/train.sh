@@ -1,0 +1,1 @@
+export CROSSFL_LAUNCHER="mpiexec -n $((<nodes> * <ranks>))"

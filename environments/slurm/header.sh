@@ -1,0 +1,9 @@
+#SBATCH --job-name=crossfl-<facility>
+#SBATCH --account=<account>
+#SBATCH --partition=<partition>
+#SBATCH --qos=<qos>
+#SBATCH --nodes=<nodes>
+#SBATCH --gpus-per-node=<gpus>
+#SBATCH --ntasks-per-node=<ranks>
+#SBATCH --cpus-per-task=<cpus>
+#SBATCH --time=<time>

@@ -1,0 +1,1 @@
+# Nothing more is particular to a machine without a scheduler.

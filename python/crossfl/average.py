@@ -1,0 +1,225 @@
+"""The numbers of a round: updates, master weights and slots in; next model and next state out.
+
+Everything is walked in pieces, each of them cell by cell (`crossfl.encoding.CELL`): a cell of every
+delta is decoded, measured and combined, the strategy applied, the result handed on to be written
+and hashed in order. Inputs are memory maps, so what is held is a few pieces of output.
+"""
+
+import contextlib
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crossfl import checkpoint, combinations, gate, manifest, strategies
+from crossfl.checkpoint import Tensors
+from crossfl.combinations import Cohort
+from crossfl.encoding import CELL
+from crossfl.errors import CrossFLError
+from crossfl.gate import Refused, Update
+from crossfl.records import Aggregation
+from crossfl.state import MASTER
+from crossfl.stream import PIECE, Checksums, Piece, pieces, walk, workers
+from crossfl.tensorfile import TensorFile, Writer
+
+MODEL = "model"
+
+
+@dataclass
+class Done:
+    """What became of a piece."""
+
+    squares: list[list[float]] = field(default_factory=list)
+    """For each cell, the sum of squares of each update; NaN where it could not be decoded."""
+    products: list[Tensor] = field(default_factory=list)
+    """For each cell, inner products of the updates, fp64 [facilities, facilities]."""
+    written: dict[str, Tensor] = field(default_factory=dict)
+    """Elements of the next model, of its master and of each slot, flat."""
+
+
+class Averaging:
+    """The average of one round: first `weigh`, then `write`.
+
+    Both raise `Refused` where the numbers of an update are not those of its manifest, not finite,
+    or too large.
+
+    Args:
+        state: server state of the round (directory).
+        weights: the global model of the round.
+        updates: the updates, sorted by facility.
+        aggregation: the strategy and its parameters.
+        threads: threads to use, by default one for each core.
+        piece: elements walked at a time, a multiple of `CELL`.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        weights: Tensors,
+        updates: Sequence[Update],
+        aggregation: Aggregation,
+        threads: int | None = None,
+        piece: int = PIECE,
+    ) -> None:
+        if piece % CELL:
+            raise ValueError(f"a piece of {piece} elements is not a multiple of {CELL}")
+        self.updates = list(updates)
+        self.coefficients: list[float] = []
+        self.norms: dict[str, float] = {}
+        self._state, self._weights, self._aggregation = state, weights, aggregation
+        self._threads, self._piece = threads, piece
+        self._slots = checkpoint.slots(state)
+        shapes = {name: entry.shape for name, entry in weights.floats().items()}
+        for slot in (MASTER, *self._slots):
+            family = self._slots.get(slot)
+            if family is None or {n: e.shape for n, e in family.floats().items()} != shapes:
+                raise CrossFLError(f"{state}: the tensors of {slot} are not those of the model")
+        self._strategy = strategies.of(aggregation)
+        self._combination = combinations.of(aggregation)
+
+    @property
+    def least(self) -> int:
+        """Fewest updates that the combination can work on."""
+        return self._combination.least(self._aggregation.dishonest)
+
+    def weigh(self, shares: list[float]) -> None:
+        """Set the coefficients; where they need inner products, all updates are read for them."""
+        products = torch.zeros(2 * (len(self.updates),), dtype=torch.float64)
+        if self._combination.pairwise:
+            with self._walking(self._survey, self._delivered()) as walked:
+                for _, done in walked:
+                    for cell in done.products:
+                        products += cell
+        steps = [update.manifest["steps"] for update in self.updates]
+        cohort = Cohort(shares, steps, self._aggregation.dishonest, products)
+        self.coefficients = self._combination.coefficients(cohort)
+
+    def write(self, model: Path, state: Path) -> dict[str, str]:
+        """Write the tensor files of the next model and state; the sha256 of each, by its name.
+
+        Raises:
+            Refused: an update is not what its manifest says; nothing written may be used.
+            CrossFLError: the state's own files are damaged.
+        """
+        sums: dict[str, str] = {}
+        files = self._remembered()
+        if not self._combination.pairwise:
+            files |= self._delivered()
+        with self._walking(self._step, files) as walked:
+            for file, group in itertools.groupby(walked, key=lambda item: item[0].file):
+                with self._writers(file, model, state) as writers:
+                    for _, done in group:
+                        for slot, tensor in done.written.items():
+                            writers[slot].write(tensor)
+                sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
+        return sums
+
+    @contextlib.contextmanager
+    def _walking(
+        self, work: Callable[[Piece], Done], files: Mapping[Path, int]
+    ) -> Iterator[Iterator[tuple[Piece, Done]]]:
+        """Walk all pieces; at the end, what was seen of updates and files must be in order."""
+        squares = [0.0] * len(self.updates)
+
+        def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[tuple[Piece, Done]]:
+            for piece, done in walked:
+                for cell in done.squares:
+                    squares[:] = map(operator.add, squares, cell)
+                yield piece, done
+
+        with workers(self._threads) as pool:
+            checksums = Checksums(pool, files)
+            yield measured(walk(pool, checksums.along(self._pieces()), work))
+            sums = checksums.results()
+        by_facility = dict(zip((u.facility for u in self.updates), squares, strict=True))
+        reasons = gate.check_numbers(by_facility, self._aggregation)
+        reasons |= gate.check_sums(self.updates, sums)
+        if reasons:
+            raise Refused(reasons)
+        entries = manifest.read(self._state, "state")["files"]
+        for path in self._remembered().keys() & sums.keys():
+            if sums[path] != entries[path.name]["sha256"]:
+                raise CrossFLError(f"{path} does not match its sha256: restore the server state")
+        self.norms = {facility: math.sqrt(total) for facility, total in by_facility.items()}
+
+    def _survey(self, piece: Piece) -> Done:
+        """Inner products of the updates."""
+        done = Done()
+        if not piece.file.entries[piece.name].dtype.is_floating_point:
+            return done
+        for start, count in piece.cells():
+            rows = torch.empty(len(self.updates), count, dtype=torch.float64)
+            for row, delta in zip(rows, self._deltas(piece.name, start, count, done), strict=True):
+                row.copy_(delta)
+            done.products.append(rows @ rows.T)
+        return done
+
+    def _step(self, piece: Piece) -> Done:
+        """The next model and what the server remembers with it."""
+        dtype = piece.file.entries[piece.name].dtype
+        if not dtype.is_floating_point:
+            kept = piece.file.span(piece.name, piece.start, piece.count)
+            return Done(written={MODEL: kept})
+        done = Done(written={slot: torch.empty(piece.count) for slot in self._slots})
+        done.written[MODEL] = torch.empty(piece.count, dtype=dtype)
+        for start, count in piece.cells():
+            deltas = self._deltas(piece.name, start, count, done)
+            delta = self._combination.combine(
+                deltas, self.coefficients, self._aggregation.dishonest
+            )
+            old = {s: family.span(piece.name, start, count) for s, family in self._slots.items()}
+            master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
+            for slot, tensor in {MODEL: master, MASTER: master, **slots}.items():
+                done.written[slot].narrow(0, start - piece.start, count).copy_(tensor)
+        return done
+
+    def _deltas(self, name: str, start: int, count: int, done: Done) -> Iterator[Tensor]:
+        """One cell of each update, measured when it is taken."""
+        squares: list[float] = []
+        for update in self.updates:
+            try:
+                values = update.delta.cell(name, start // CELL, count)
+                squares.append(_sum_of_squares(values))
+            except ValueError:
+                values = torch.zeros(count)
+                squares.append(math.nan)
+            yield values
+        done.squares.append(squares)
+
+    def _pieces(self) -> list[Piece]:
+        return [piece for file in self._weights.files for piece in pieces(file, self._piece)]
+
+    def _delivered(self) -> dict[Path, int]:
+        """The files of all updates, with their sizes in bytes."""
+        return {path: size for update in self.updates for path, size in update.files().items()}
+
+    def _remembered(self) -> dict[Path, int]:
+        """The tensor files of the server state, with their sizes in bytes."""
+        return {f.path: f.size for family in self._slots.values() for f in family.files}
+
+    @contextlib.contextmanager
+    def _writers(self, file: TensorFile, model: Path, state: Path) -> Iterator[dict[str, Writer]]:
+        """Writers for a file of the model and for those of the state that go with it, by slot."""
+        layout = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+        floats = {
+            name: (torch.float32, shape)
+            for name, (dtype, shape) in layout.items()
+            if dtype.is_floating_point
+        }
+        with contextlib.ExitStack() as stack:
+            writers = {MODEL: stack.enter_context(Writer(model / file.path.name, layout))}
+            for slot in self._slots:
+                writer = Writer(state / f"{slot}.{file.path.name}", floats)
+                writers[slot] = stack.enter_context(writer)
+            yield writers
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    total = float(torch.dot(values, values))
+    # A sum beyond fp32 is not yet a number that is not finite.
+    return total if math.isfinite(total) else float(values.double().square().sum())

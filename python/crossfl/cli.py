@@ -1,0 +1,55 @@
+"""The `crossfl` command: one verb per module, imported only when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crossfl import __version__
+from crossfl.errors import CrossFLError
+
+VERBS = {
+    "initialise": "make the first global model and the server state",
+    "plan": "decide the tasks of the next round",
+    "train": "train the global model on a facility's own data",
+    "aggregate": "turn the updates of a round into the next global model",
+    "evaluate": "measure the global model on a facility's validation data",
+    "report": "turn history and evaluations into one HTML page",
+    "bind": "compose facilities into a StreamFlow file",
+    "simulate": "run a federation in this one process, without an engine",
+    "compare": "federated, each facility alone, and pooled data, side by side",
+}
+BAD_INPUT = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit status: 0 done, 2 wrong usage, 4 bad input, 1 anything else."""
+    parser = argparse.ArgumentParser(
+        prog="crossfl",
+        description="Cross-facility federated learning; 'crossfl VERB --help' tells more.",
+        epilog="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"crossfl {__version__}")
+    parser.add_argument("verb", metavar="VERB", choices=VERBS, help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+
+    module = importlib.import_module(f"crossfl.{args.verb}")
+    verb = argparse.ArgumentParser(prog=f"crossfl {args.verb}", description=module.__doc__)
+    module.add_arguments(verb)
+    verb.add_argument(
+        "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
+    )
+    try:
+        parsed = verb.parse_args(args.arguments)
+        parsed.words = [args.verb, *args.arguments]
+        module.main(parsed)
+    except CrossFLError as error:
+        print(f"crossfl {args.verb}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"crossfl {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0

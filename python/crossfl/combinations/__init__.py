@@ -1,0 +1,63 @@
+"""Combinations: each makes one delta of the deltas of a round.
+
+Most are linear: given shares, steps and inner products of the updates they name one coefficient for
+each facility, and the combined delta is Σ cᵢΔᵢ. The coordinatewise ones look at every number apart.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossfl.combinations import coordinatewise, krum, mean
+from crossfl.combinations.cohort import Cohort
+from crossfl.combinations.geometric_median import geometric_median
+from crossfl.records import Aggregation
+
+__all__ = ["COMBINATIONS", "Cohort", "Combination", "of"]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One way to combine: its coefficients, and what it does to the numbers at one coordinate."""
+
+    coefficients: Callable[[Cohort], list[float]]
+    """The coefficient of each facility, in the order of the cohort."""
+    least: Callable[[int], int] = lambda dishonest: 1
+    """Fewest updates it can combine, given how many of them may be dishonest."""
+    pairwise: bool = False
+    """Whether the coefficients need the inner products, hence a walk of their own."""
+    coordinatewise: Callable[[list[Tensor], int], Tensor] | None = None
+    """Of [n] tensors, one for each facility, and the number of dishonest ones, one [n] tensor."""
+
+    def combine(
+        self, deltas: Iterable[Tensor], coefficients: list[float], dishonest: int
+    ) -> Tensor:
+        """One fp32 tensor [n] of those of the facilities, which are taken one at a time."""
+        if self.coordinatewise:
+            return self.coordinatewise(list(deltas), dishonest)
+        total = torch.zeros(0)
+        for i, (delta, coefficient) in enumerate(zip(deltas, coefficients, strict=True)):
+            total = total.add_(delta, alpha=coefficient) if i else delta * coefficient
+        return total
+
+
+COMBINATIONS = {
+    "mean": Combination(mean.weighted),
+    "fednova": Combination(mean.normalised),
+    "median": Combination(mean.equal, coordinatewise=coordinatewise.median),
+    "trimmed_mean": Combination(
+        mean.equal,
+        least=lambda dishonest: 2 * dishonest + 1,
+        coordinatewise=coordinatewise.trimmed_mean,
+    ),
+    "krum": Combination(krum.krum, least=krum.least, pairwise=True),
+    "multi_krum": Combination(krum.multi_krum, least=krum.least, pairwise=True),
+    "geometric_median": Combination(geometric_median, pairwise=True),
+}
+
+
+def of(aggregation: Aggregation) -> Combination:
+    """The combination the record names."""
+    return COMBINATIONS[aggregation.combination]

@@ -1,0 +1,166 @@
+"""Datasets at a facility: read as samples, encoded as tokens, drawn without repeats."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from crossfl.errors import CrossFLError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["train", "valid"]
+HELD_OUT = 10
+"""Where a dataset has no validation split, every tenth sample is held out for it."""
+IGNORED = -100
+"""Label of a token that the loss leaves out."""
+
+
+class Sample(NamedTuple):
+    """A text to learn, or a prompt and the completion to learn."""
+
+    prompt: str | None
+    text: str
+
+
+class Encoded(NamedTuple):
+    """A sample as token ids, and the same ids as labels with those of the prompt ignored."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def read(path: Path, split: Split) -> Sequence[Sample]:
+    """Read one split of a dataset.
+
+    The path is a `.txt` file (one sample a line), a `.jsonl` or `.parquet` file (`text`, or
+    `prompt` and `completion`, or `input` and `output`), a folder with `train` and `valid` files of
+    these kinds (`train.jsonl`, or `train-00000.parquet` and so on, all of them), or a folder saved
+    by Hugging Face `datasets`.
+
+    Raises:
+        CrossFLError: the dataset has no such split, is empty, or a sample cannot be read.
+    """
+    hold_out = False
+    if path.is_dir() and _is_saved(path):
+        rows, hold_out = _saved(path, split)
+    elif path.is_dir():
+        names = ("train",) if split == "train" else ("valid", "validation")
+        files = [f for n in names for f in sorted(path.glob(f"{n}[.-]*")) if f.suffix in READERS]
+        if not files:
+            raise CrossFLError(f"dataset {path} has no {names[0]} file ({', '.join(READERS)})")
+        rows = [sample for file in files for sample in READERS[file.suffix](file)]
+    elif path.suffix in READERS:
+        rows, hold_out = READERS[path.suffix](path), True
+    else:
+        raise CrossFLError(f"dataset {path} is none of {', '.join(READERS)}, nor a folder of them")
+    samples: Sequence[Sample] = rows
+    if hold_out:
+        samples = [s for i, s in enumerate(rows) if (i % HELD_OUT == 0) == (split == "valid")]
+    if not len(samples):
+        raise CrossFLError(f"dataset {path} is empty: it has no {split} sample")
+    return samples
+
+
+def encode(sample: Sample, tokenizer: "PreTrainedTokenizerBase", length: int) -> Encoded:
+    """Token ids of a sample, cut at `length`, ending in the end-of-sequence token if it has one."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    prompt = start + (_ids(sample.prompt, tokenizer) if sample.prompt else [])
+    ids = prompt + _ids(sample.text, tokenizer) + end
+    masked = 0 if sample.prompt is None else len(prompt)
+    return Encoded(ids[:length], ([IGNORED] * masked + ids[masked:])[:length])
+
+
+def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of a prompt that is to be completed; never none, even of an empty one."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = start + _ids(prompt, tokenizer)
+    return ids or [tokenizer.eos_token_id or 0]
+
+
+def order(size: int, seed: int, start: int, count: int) -> list[int]:
+    """Indices of `count` samples after the first `start`: every sample once, then all again.
+
+    The order of each pass over the data follows from the seed and the number of the pass, so a
+    facility goes on where it stopped with nothing kept but the number of samples it has seen.
+    """
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, offset = divmod(start + len(indices), size)
+        shuffled = list(range(size))
+        random.Random(f"{seed}/{epoch}").shuffle(shuffled)  # noqa: S311 (not a secret)
+        indices += shuffled[offset : offset + count - len(indices)]
+    return indices
+
+
+def _ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _txt(path: Path) -> list[Sample]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CrossFLError(f"{path} is not UTF-8 text: {error}") from None
+    return [Sample(None, line) for line in lines if line.strip()]
+
+
+def _jsonl(path: Path) -> list[Sample]:
+    samples = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise CrossFLError(f"{path}:{number} is not JSON: {error}") from None
+                samples.append(_sample(row, f"{path}:{number}"))
+    return samples
+
+
+def _parquet(path: Path) -> list[Sample]:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (ArrowInvalid, OSError) as error:
+        raise CrossFLError(f"{path} is not a parquet file: {error}") from None
+    return [_sample(row, f"{path} row {i}") for i, row in enumerate(rows)]
+
+
+READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
+
+
+def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise CrossFLError(f"{path} is not a saved dataset: {error}") from None
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    valid = next((name for name in ("valid", "validation", "test") if name in splits), None)
+    name = "train" if split == "train" or valid is None else valid
+    if name not in splits:
+        raise CrossFLError(f"saved dataset {path} has no split {name!r}; it has {list(splits)}")
+    return [_sample(row, f"{path} row {i}") for i, row in enumerate(splits[name])], valid is None
+
+
+def _sample(row: Any, where: str) -> Sample:
+    for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
+        if isinstance(row, dict) and text in row and (prompt is None or prompt in row):
+            values = (row[text],) if prompt is None else (row[text], row[prompt])
+            if all(isinstance(value, str) for value in values):
+                return Sample(None if prompt is None else row[prompt], row[text])
+    raise CrossFLError(
+        f"{where}: a sample has 'text', or 'prompt' and 'completion', or 'input' and 'output', "
+        "each a string"
+    )

@@ -1,0 +1,95 @@
+"""Measure the global model on a facility's validation data: loss, perplexity, exact match."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crossfl import data, outputs, site
+from crossfl.progress import Progress
+from crossfl.records import Task, Training, add_flags, from_flags
+from crossfl.train import add_failure_flag, check_base, reason_of
+
+FILE = "evaluation.json"
+
+
+def evaluate(
+    model: Path, task: Task, training: Training, prompts: Sequence[str], match: bool = True
+) -> dict[str, Any]:
+    """The evaluation as one JSON-ready record. No sample of the facility is in it.
+
+    Where samples have a prompt, exact match is the share of completions the model writes,
+    greedily, exactly as they are in the data; it takes most of the time, and `match=False` leaves
+    it out. The completions recorded are those of `prompts`, which the job file names.
+
+    Raises:
+        CrossFLError: this is not the task's facility, or model or dataset are unfit.
+    """
+    begun = time.monotonic()
+    folder = site.resolve(task.dataset, site.data_root(task))
+    with Progress(facility=task.facility) as progress:
+        progress("load")
+        check_base(model, task)
+        samples = data.read(folder, "valid")[: training.validation_samples]
+
+        # They build models: what is cheap to refuse has been refused before.
+        from crossfl.model import accelerator, complete, load, validate
+
+        network, tokenizer = load(model, training)
+        network = accelerator(training).prepare(network)
+        metrics: dict[str, Any] = validate(network, tokenizer, samples, training)
+        metrics["samples"] = len(samples)
+        prompted = [(s.prompt, s.text) for s in samples if s.prompt is not None]
+        if match and prompted:
+            written = complete(network, tokenizer, [p for p, _ in prompted], training)
+            pairs = zip(written, prompted, strict=True)
+            right = sum(answer.strip() == text.strip() for answer, (_, text) in pairs)
+            metrics["exact_match"] = right / len(prompted)
+        completions = complete(network, tokenizer, prompts, training) if prompts else []
+        seconds = time.monotonic() - begun
+        matched = metrics.get("exact_match")
+        message = "" if matched is None else f"exact match {matched:.3f}"
+        progress("evaluated", loss=metrics["loss"], seconds=seconds, message=message)
+        return _record(task, "complete", None) | {
+            "metrics": metrics,
+            "completions": [
+                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)
+            ],
+            "seconds": round(seconds, 3),
+        }
+
+
+def _record(task: Task, status: str, reason: str | None) -> dict[str, Any]:
+    return {
+        "facility": task.facility,
+        "dataset": task.dataset,
+        "round": task.round,
+        "model": task.base,
+        "status": status,
+        "reason": reason,
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `crossfl evaluate`."""
+    parser.add_argument(
+        "--global-model", type=Path, required=True, help="model to evaluate (directory)"
+    )
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="prompt to complete (repeat for each)"
+    )
+    add_failure_flag(parser)
+    add_flags(parser, Task)
+    add_flags(parser, Training)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write `evaluation` for the engine."""
+    task, training, here = from_flags(args, Task), from_flags(args, Training), args.outdir
+    try:
+        record = evaluate(args.global_model, task, training, args.prompt)
+    except Exception as error:
+        record = _record(task, "absent", reason_of(error, args.on_failure))
+    outputs.write_json(here / FILE, record)
+    outputs.write(here, evaluation=here / FILE)

@@ -1,0 +1,230 @@
+"""The gate: what an update must be before a byte of it counts, and the reason where it is not."""
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossfl import manifest
+from crossfl.delta import Delta
+from crossfl.errors import CrossFLError
+from crossfl.records import Aggregation, check_name
+from crossfl.state import ServerState
+from crossfl.tensorfile import Entry
+
+COUNTS = ("tokens", "samples", "steps")
+LARGEST_COUNT = 2**53
+"""Counts beyond which fp64 shares would not be exact."""
+
+
+class Refused(Exception):  # noqa: N818 (it is no error of ours)
+    """Updates that turned out, while they were read, not to be what they should be.
+
+    `reasons` has the reason for each facility.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(", ".join(reasons))
+        self.reasons = dict(reasons)
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update that has passed all checks but those for which its numbers must be read."""
+
+    facility: str
+    path: Path
+    manifest: dict[str, Any]
+    delta: Delta
+
+    def weight(self, aggregation: Aggregation) -> int:
+        """What the facility's share is proportional to."""
+        return 1 if aggregation.weighting == "equal" else int(self.manifest[aggregation.weighting])
+
+    def loss(self) -> float | None:
+        """Validation loss of the round's base at the facility, in nats per token, if it said."""
+        validation = self.manifest["metrics"].get("validation", {})
+        loss: float | None = validation.get("loss")
+        return loss
+
+    def files(self) -> dict[Path, int]:
+        """Every file with its size in bytes."""
+        return {self.path / name: e["bytes"] for name, e in self.manifest["files"].items()}
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """An update that does not count: who, whether absent or refused, and why."""
+
+    facility: str
+    status: str
+    reason: str
+    manifest: Mapping[str, Any]
+    """What it said of itself, where that could be read."""
+
+
+def admit(
+    paths: Sequence[Path], server: ServerState, parameters: Mapping[str, Entry]
+) -> tuple[list[Update], list[Excluded]]:
+    """Sort the updates of a round into those to average and those that do not count, by name.
+
+    Only manifests and headers are read here: sha256, finiteness and norms follow while the
+    numbers are walked (`Refused`). A facility that delivered twice is refused whole.
+    """
+    admitted: list[Update] = []
+    excluded: list[Excluded] = []
+    for path in paths:
+        found: dict[str, Any] = {}
+        try:
+            found = manifest.read(path, "update")
+            _check_fields(found)
+            manifest.verify(path, "update", only=())
+            if found["status"] == "absent":
+                excluded.append(Excluded(found["facility"], "absent", found["reason"], found))
+                continue
+            _check_round(found, server)
+            _check_weight(found, server.aggregation)
+            delta = Delta(path)
+            delta.check(parameters)
+            admitted.append(Update(found["facility"], path, found, delta))
+        except CrossFLError as error:
+            reason = str(error).replace(f"{path}/", "").replace(str(path), "the update")
+            name = found.get("facility")
+            known = isinstance(name, str) and _is_name(name)
+            excluded.append(Excluded(str(name) if known else "", "refused", reason, {}))
+    return _once_each(admitted, excluded)
+
+
+def check_numbers(squares: Mapping[str, float], aggregation: Aggregation) -> dict[str, str]:
+    """Reasons to refuse updates, given the sum of squares of each, which is NaN if undecodable."""
+    reasons = {}
+    norms = {f: math.sqrt(s) for f, s in squares.items() if math.isfinite(s)}
+    middle = statistics.median(norms.values()) if len(norms) >= 3 else 0.0
+    ratio = aggregation.largest_norm_ratio
+    for facility in squares:
+        norm = norms.get(facility)
+        if norm is None:
+            reasons[facility] = "it has values that are not finite or could not be decoded"
+        elif aggregation.largest_norm is not None and norm > aggregation.largest_norm:
+            reasons[facility] = f"its norm is {norm:.6g}, above {aggregation.largest_norm}"
+        elif ratio is not None and middle > 0 and norm > ratio * middle:
+            reasons[facility] = f"its norm is {norm:.6g}, the median {middle:.6g}"
+    return reasons
+
+
+def check_sums(updates: Sequence[Update], sums: Mapping[Path, str]) -> dict[str, str]:
+    """Reasons to refuse updates of whose files the sums found are not those of the manifest."""
+    reasons = {}
+    for update in updates:
+        for name, entry in update.manifest["files"].items():
+            if sums.get(update.path / name, entry["sha256"]) != entry["sha256"]:
+                reasons[update.facility] = f"{name} does not match its sha256"
+    return reasons
+
+
+def check_quorum(
+    updates: Sequence[Update], excluded: Sequence[Excluded], aggregation: Aggregation, least: int
+) -> None:
+    """Check that enough updates are left, for the quorum and for the combination.
+
+    Raises:
+        CrossFLError: they are not; the message names each facility that is missing, and why.
+    """
+    asked = len(updates) + len(excluded)
+    needed = asked if aggregation.quorum is None else aggregation.quorum
+    if len(updates) >= max(needed, least, 1):
+        return
+    missing = "; ".join(f"{e.facility} is {e.status}: {e.reason}" for e in excluded)
+    why = (
+        f"the quorum is {needed}"
+        if len(updates) < needed
+        else f"{aggregation.combination} with dishonest={aggregation.dishonest} needs {least}"
+    )
+    raise CrossFLError(
+        f"{len(updates)} of {asked} updates can be averaged, and {why}"
+        + (f": {missing}" if missing else "")
+        + ". The global model stays as it was"
+    )
+
+
+def _check_fields(found: Mapping[str, Any]) -> None:
+    """Types and ranges of what a manifest says: nothing behind the gate meets a surprise."""
+    if not isinstance(found.get("facility"), str):
+        raise CrossFLError("its manifest names no facility")
+    check_name("facility", found["facility"])
+    if found.get("status") not in ("complete", "partial", "absent"):
+        raise CrossFLError(f"its status is {found.get('status')!r}")
+    if not isinstance(found.get("reason"), str) and found["status"] == "absent":
+        raise CrossFLError("it is absent without a reason")
+    for key in (*COUNTS, "bytes"):
+        count = found.get(key)
+        if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
+            raise CrossFLError(f"its {key} are {count!r}, which is not a count")
+    for key in ("seconds", "metrics"):
+        if not isinstance(found.get(key), dict):
+            raise CrossFLError(f"its {key} are not a record")
+    try:
+        json.dumps(dict(found), allow_nan=False)
+    except ValueError:
+        raise CrossFLError("its manifest has numbers that are not finite") from None
+    validation = found["metrics"].get("validation", {})
+    loss = validation.get("loss", 0.0) if isinstance(validation, dict) else validation
+    if not isinstance(validation, dict) or type(loss) not in (int, float):
+        raise CrossFLError(f"its validation loss is {loss!r}")
+    for name, entry in found["files"].items():
+        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise CrossFLError(f"its manifest does not give bytes and sha256 of {name}")
+
+
+def _check_round(found: Mapping[str, Any], server: ServerState) -> None:
+    if type(found.get("round")) is not int or found["round"] != server.round + 1:
+        raise CrossFLError(f"it is for round {found.get('round')!r}, this is {server.round + 1}")
+    if found.get("base") != server.model:
+        raise CrossFLError("it starts from another model than this round's")
+
+
+def _check_weight(found: Mapping[str, Any], aggregation: Aggregation) -> None:
+    counted = {"steps"} if aggregation.combination == "fednova" else set()
+    if aggregation.weighting != "equal":
+        counted.add(aggregation.weighting)
+        largest = aggregation.largest_weight
+        if largest is not None and found[aggregation.weighting] > largest:
+            raise CrossFLError(
+                f"it claims {found[aggregation.weighting]} {aggregation.weighting}, "
+                f"the largest weight allowed is {largest}"
+            )
+    for key in sorted(counted):
+        if found[key] <= 0:
+            raise CrossFLError(f"it counts no {key}, so it has no weight")
+
+
+def _once_each(
+    admitted: list[Update], excluded: list[Excluded]
+) -> tuple[list[Update], list[Excluded]]:
+    """By name, with a name for those that gave none, and without facilities that came twice."""
+    named = [e for e in excluded if e.facility]
+    unnamed = sorted((e for e in excluded if not e.facility), key=lambda e: e.reason)
+    named += [
+        Excluded(f"unknown-{i}", e.status, e.reason, e.manifest) for i, e in enumerate(unnamed, 1)
+    ]
+    times = Counter([u.facility for u in admitted] + [e.facility for e in named])
+    once = [u for u in admitted if times[u.facility] == 1]
+    others = [e for e in named if times[e.facility] == 1]
+    others += [
+        Excluded(facility, "refused", f"it delivered {n} updates for one round", {})
+        for facility, n in times.items()
+        if n > 1
+    ]
+    return sorted(once, key=lambda u: u.facility), sorted(others, key=lambda e: e.facility)
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name("facility", name)
+    except CrossFLError:
+        return False
+    return True

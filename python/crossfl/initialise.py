@@ -1,0 +1,177 @@
+"""Make the first global model and the server state, from a model folder or from a configuration."""
+
+import argparse
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crossfl import manifest, outputs, strategies
+from crossfl.checkpoint import Tensors
+from crossfl.errors import CrossFLError
+from crossfl.records import BYTES, Aggregation, add_flags, from_flags
+from crossfl.state import MASTER, ServerState
+from crossfl.tensorfile import Writer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def initialise(
+    model: Path | None,
+    config: Path | None,
+    tokenizer: str | None,
+    seed: int,
+    rounds: int,
+    aggregation: Aggregation,
+    out: Path,
+) -> None:
+    """Write `out/global_model` and `out/state`.
+
+    Args:
+        model: Hugging Face model directory to start from, or
+        config: its `config.json` alone; the weights are then random, drawn from the seed.
+        tokenizer: directory of a tokenizer, or `bytes`; unset, the one in the model directory.
+        seed: seed of the weights and, through `plan`, of all that follows.
+        rounds: rounds to run.
+        aggregation: the strategy and its parameters, kept in the state.
+        out: folder to write into.
+
+    Raises:
+        CrossFLError: nothing was written, for the reason given.
+    """
+    if rounds < 1:
+        raise CrossFLError(f"rounds is {rounds}: a federation has at least 1")
+    if (model is None) == (config is None):
+        raise CrossFLError("give either a model directory (--model) or a --config, not both")
+    published = manifest.publish
+    with published(out / "global_model") as directory, published(out / "state") as memory:
+        if model is not None:
+            _copy_model(model, directory)
+        elif config is not None:
+            _random_model(config, seed, directory)
+        loaded = _tokenizer(tokenizer, model)
+        vocabulary = _vocabulary(directory / "config.json")
+        if len(loaded) > vocabulary:
+            raise CrossFLError(
+                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is {vocabulary}: "
+                "take the model's own tokenizer, or raise vocab_size in config.json"
+            )
+        loaded.save_pretrained(directory)
+        described = manifest.write(directory, "model", {"round": 0})
+        sums = start(Tensors.of_model(directory), aggregation, memory)
+        ServerState(
+            rounds=rounds,
+            seed=seed,
+            aggregation=aggregation,
+            started=time.time(),
+            model=described["digest"],
+        ).save(memory, sums)
+
+
+def _copy_model(model: Path, directory: Path) -> None:
+    """Save the model anew, under the names and in the files that `save_pretrained` gives them.
+
+    What a facility saves after training then has the same names, whatever those in `model` were.
+    """
+    if not (model / "config.json").is_file():
+        raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
+    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
+    from crossfl.model import load_weights
+
+    generation = model / "generation_config.json"
+    load_weights(model, "auto").save_pretrained(directory)
+    if generation.is_file():
+        shutil.copyfile(generation, directory / generation.name)
+
+
+def _random_model(config: Path, seed: int, directory: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        values = json.loads(config.read_text())
+        settings = AutoConfig.for_model(**values)
+        torch.manual_seed(seed)
+        network = AutoModelForCausalLM.from_config(settings)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CrossFLError(f"{config} does not describe a causal language model: {error}") from None
+    network.save_pretrained(directory)
+
+
+def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if name == BYTES:
+        return ByT5Tokenizer()
+    folder = model if name is None else Path(name)
+    if folder is None:
+        raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+    return loaded
+
+
+def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, str]:
+    """Write the master weights and the strategy's slots before the first round; their sha256."""
+    strategy = strategies.of(aggregation)
+    sums: dict[str, str] = {}
+    for file in weights.files:
+        floats = {n: e.shape for n, e in file.entries.items() if e.dtype.is_floating_point}
+        layout = {name: (torch.float32, shape) for name, shape in floats.items()}
+        slots = [MASTER, *strategy.init(torch.zeros(0), aggregation)]
+        with contextlib.ExitStack() as stack:
+            writers = {
+                slot: stack.enter_context(Writer(state / f"{slot}.{file.path.name}", layout))
+                for slot in slots
+            }
+            for name in floats:
+                master = file.tensor(name).float()
+                for slot, tensor in {MASTER: master, **strategy.init(master, aggregation)}.items():
+                    writers[slot].write(tensor)
+        sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
+    return sums
+
+
+def _vocabulary(config: Path) -> int:
+    values: dict[str, Any] = json.loads(config.read_text())
+    try:
+        return int(values["vocab_size"])
+    except (KeyError, TypeError, ValueError):
+        raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `crossfl initialise`."""
+    parser.add_argument("--model", type=Path, help="Hugging Face model directory to start from")
+    parser.add_argument("--config", type=Path, help="config.json of a model with random weights")
+    parser.add_argument("--tokenizer", help="tokenizer directory, or 'bytes'")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the federation; default 0")
+    parser.add_argument("--rounds", type=int, required=True, help="rounds to run")
+    add_flags(parser, Aggregation)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write `global_model`, `state` and `more` for the engine."""
+    here = args.outdir
+    initialise(
+        args.model,
+        args.config,
+        args.tokenizer,
+        args.seed,
+        args.rounds,
+        from_flags(args, Aggregation),
+        here,
+    )
+    outputs.write(here, global_model=here / "global_model", state=here / "state", more=True)

@@ -1,0 +1,47 @@
+"""What a step hands back to the workflow engine: `cwl.output.json`."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "cwl.output.json"
+
+
+def write(directory: Path, **values: Any) -> None:
+    """Write `cwl.output.json`; paths become CWL directories or files, all else stays JSON."""
+    document = {name: _cwl(value, directory) for name, value in values.items()}
+    write_json(directory / FILE, document)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    write_files({path: content})
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write several files: none takes its name, in the order given, before all are on the disk."""
+    partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in files}
+    try:
+        for path, partial in partials.items():
+            partial.write_bytes(files[path])
+        for path, partial in partials.items():
+            partial.rename(path)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def _cwl(value: Any, directory: Path) -> Any:
+    if not isinstance(value, Path):
+        return value
+    return {
+        "class": "Directory" if value.is_dir() else "File",
+        "path": value.relative_to(directory).as_posix(),
+    }

@@ -1,0 +1,101 @@
+"""Decide the next round: which facilities take part, and what each is asked to do."""
+
+import argparse
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from crossfl import outputs
+from crossfl.errors import CrossFLError
+from crossfl.progress import Progress
+from crossfl.records import Facility, Task, from_words
+from crossfl.state import ServerState
+
+Purpose = Literal["train", "evaluate"]
+
+
+def plan(
+    state: ServerState, facilities: Sequence[Facility], local_steps: int, purpose: Purpose
+) -> tuple[int, list[Task]]:
+    """The number of the round and its tasks, one for each facility that takes part, by name.
+
+    Everything a facility needs to go on where it stopped follows from the state, so that nothing
+    is held between rounds: the position on the learning-rate schedule, which spans the federation,
+    and the samples it has already seen. For `evaluate`, the round is the one just finished, and
+    every facility that has joined and not left is asked.
+
+    Raises:
+        CrossFLError: two facilities share a name, or a round of the federation has none.
+    """
+    if twice := [name for name, n in Counter(f.name for f in facilities).items() if n > 1]:
+        raise CrossFLError(f"facility {twice[0]!r} is named twice: give each facility once")
+    if local_steps < 1:
+        raise CrossFLError(f"local_steps is {local_steps}: it must be at least 1")
+    for number in range(1, state.rounds + 1):
+        if not any(_takes_part(f, number, "train") for f in facilities):
+            raise CrossFLError(
+                f"no facility takes part in round {number} of {state.rounds}: "
+                "see joins, leaves and skips"
+            )
+    training = purpose == "train"
+    number = state.round + 1 if training else state.round
+    tasks = []
+    for facility in sorted(facilities, key=lambda f: f.name):
+        if not _takes_part(facility, number, purpose):
+            continue
+        steps = facility.local_steps or local_steps
+        tasks.append(
+            Task(
+                facility=facility.name,
+                dataset=facility.dataset,
+                round=number,
+                local_steps=steps if training else 0,
+                seed=derive_seed(state.seed, facility.name, str(number)),
+                schedule_step=steps * state.round,
+                schedule_steps=steps * state.rounds,
+                samples_seen=sum(u["samples"] for u in state.updates(facility.name)),
+                data_seed=derive_seed(state.seed, facility.name),
+                base=state.model,
+            )
+        )
+    return number, tasks
+
+
+def _takes_part(facility: Facility, number: int, purpose: Purpose) -> bool:
+    here = facility.joins <= number <= (facility.leaves or number)
+    return here and not (purpose == "train" and number in facility.skips)
+
+
+def derive_seed(seed: int, *names: str) -> int:
+    """A seed for a named part of the federation, of 31 bits as a CWL `int` holds them."""
+    words = "/".join((str(seed), *names))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") >> 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `crossfl plan`."""
+    parser.add_argument("--state", type=Path, required=True, help="server state (directory)")
+    parser.add_argument(
+        "--facility",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="FIELD=VALUE",
+        help="a facility, for example: --facility name=leonardo dataset=it (repeat for each)",
+    )
+    parser.add_argument(
+        "--local-steps", type=int, required=True, help="optimizer steps per facility and round"
+    )
+    parser.add_argument("--purpose", choices=("train", "evaluate"), default="train")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write `round` and `tasks` to `cwl.output.json`."""
+    state = ServerState.load(args.state)
+    facilities = [from_words(words, Facility) for words in args.facility]
+    number, tasks = plan(state, facilities, args.local_steps, args.purpose)
+    with Progress(round=number, rounds=state.rounds) as progress:
+        progress("plan", message=f"{args.purpose} at " + ", ".join(t.facility for t in tasks))
+    outputs.write(args.outdir, round=number, tasks=[task.asdict() for task in tasks])

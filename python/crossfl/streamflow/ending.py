@@ -1,0 +1,94 @@
+"""A failure in one message, and the end of a run that the engine would leave hanging.
+
+After a step has failed, StreamFlow 0.2.0rc3 may wait for ever for steps that can no longer run.
+It logs what cannot be recovered from its modules `step` and `executor`; what it will try to recover
+it logs from `recovery`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+
+from streamflow.log_handler import logger
+
+GRACE = 2.0
+"""Seconds that the engine has to end by itself."""
+LIMIT = 60.0
+"""Seconds that it then has to undeploy and to cancel jobs, before the process is ended."""
+MAIN = ("_async_run", "_async_main")
+"""The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`."""
+
+
+class Ending(logging.Filter):
+    """Lets one message through for each failure, and ends the run after one that is final."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+        self._ending = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide on a record of the engine's log; its tracebacks are for `--debug`."""
+        if self._ending and "crossfl" in record.pathname:
+            return True  # jobs that are being cancelled, or could not be
+        if record.levelno < logging.ERROR:
+            return not self._ending
+        final = record.module in ("step", "executor", "main") and not self._ending
+        if final:
+            self._end_soon()
+        if logger.isEnabledFor(logging.DEBUG):
+            return True
+        message = record.getMessage()
+        if not message or message in self._said or (self._ending and not final):
+            return False
+        self._said.add(message)
+        record.exc_info = record.exc_text = None
+        return True
+
+    def _end_soon(self) -> None:
+        self._ending = True
+        if not logger.isEnabledFor(logging.DEBUG):
+            # The message is being said: no tracebacks of the tasks that are now given up.
+            sys.excepthook = _quiet_cancellation
+            sys.unraisablehook = lambda _: None
+            logging.getLogger("asyncio").disabled = True
+        with contextlib.suppress(RuntimeError):  # no loop any more: the engine has ended by itself
+            asyncio.get_running_loop().call_later(GRACE, self._end)
+
+    def _end(self) -> None:
+        timer = threading.Timer(LIMIT, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__name__", "") in MAIN:
+                task.cancel()
+
+
+def watch() -> None:
+    """Install the filter on the engine's log, once."""
+    if not any(isinstance(f, Ending) for f in logger.filters):
+        logger.addFilter(Ending())
+
+
+def _quiet_cancellation(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, asyncio.CancelledError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def interrupt_on_termination() -> None:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: cleanly, undeploying what it deployed.
+
+    The engine handles neither; left to themselves they would end the process on the spot, with
+    its jobs still in the queue. A signal that is ignored (``nohup``) or handled stays as it is.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            loop.add_signal_handler(number, os.kill, os.getpid(), signal.SIGINT)

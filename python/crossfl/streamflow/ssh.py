@@ -1,0 +1,189 @@
+"""The connector `crossfl.ssh`: the engine's, with clear errors, and hosts that may come back.
+
+The engine gives a host up for the whole run after some failures, takes a wrong host key for a
+passing one, and its message names neither the deployment nor the cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.exception import WorkflowExecutionException
+from streamflow.deployment.connector.ssh import (
+    SSHConfig,
+    SSHContext,
+    SSHContextFactory,
+    SSHContextManager,
+    get_param_from_file,
+    parse_hostname,
+)
+from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnector
+from streamflow.log_handler import logger
+
+from crossfl.streamflow.archive import SafeStreams
+
+KEEPALIVE_SECONDS = 15
+"""A connection that is silent for four times this long is dead, and said to be so."""
+
+CIPHERS = [
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "aes128-ctr",
+    "aes256-ctr",
+    "chacha20-poly1305@openssh.com",
+]
+"""Those with help from the processor first: transfers are bound by them."""
+
+
+class UnreachableError(WorkflowExecutionException):
+    """The host may come back: it refused, did not answer, or the connection was lost."""
+
+
+class MisconfiguredError(WorkflowExecutionException):
+    """It will not work however often it is tried: a key, a host key, a login."""
+
+
+class Context(SSHContext):
+    """One connection to a host, which says what is wrong with it."""
+
+    def __init__(self, *args: Any, connector: SSHConnector, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ssh_connection: asyncssh.SSHClientConnection | None = None
+        self._connector = connector
+        self._lock = asyncio.Lock()
+
+    async def get_connection(self) -> asyncssh.SSHClientConnection | None:
+        async with self._lock:
+            if self._ssh_connection is None or self._ssh_connection.is_closed():
+                self._ssh_connection = await self._connect()
+            return self._ssh_connection
+
+    async def _connect(self) -> asyncssh.SSHClientConnection | None:
+        delay = self._connector.retryDelay
+        for _ in range(self._connector.retries - 1):
+            try:
+                return await self._get_connection(self._config)
+            except UnreachableError as error:
+                logger.warning(f"{error}; trying again in {delay} s")
+                await asyncio.sleep(delay)
+        return await self._get_connection(self._config)
+
+    async def _get_connection(
+        self, config: SSHConfig | None
+    ) -> asyncssh.SSHClientConnection | None:
+        if config is None:
+            return None
+        host, port = parse_hostname(config.hostname)
+        where = f"Deployment {self._connector.deployment_name}, host {config.hostname}"
+        trusted = self._connector.known_hosts
+        unknown = MisconfiguredError(
+            f"{where}: unknown host, no key of it in {trusted}. Compare its fingerprint with the "
+            f"site's, then: ssh-keyscan -p {port} {host} >> {trusted}"
+        )
+        if config.check_host_key and not trusted.is_file():
+            raise unknown
+        keys = self._load_keys(config, where)
+        tunnel = await self._get_connection(config.tunnel)
+        try:
+            return await asyncssh.connect(
+                host,
+                port,
+                tunnel=tunnel,
+                username=config.username or (),
+                client_keys=keys or (),
+                password=get_param_from_file(config.password_file, self._streamflow_config_dir),
+                known_hosts=str(trusted) if config.check_host_key else None,
+                connect_timeout=config.connect_timeout,
+                compression_algs=None,
+                encryption_algs=CIPHERS,
+                keepalive_interval=KEEPALIVE_SECONDS,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            known = asyncssh.match_known_hosts(
+                str(trusted), host, "", None if port == asyncssh.DEFAULT_PORT else port
+            )
+            if any(known[:2]):
+                raise MisconfiguredError(
+                    f"{where}: WRONG HOST KEY, not the one in {trusted}. Somebody may be posing as "
+                    f"this host; ask the site for its fingerprint before you trust the new key"
+                ) from error
+            raise unknown from error
+        except asyncssh.PermissionDenied as error:
+            raise MisconfiguredError(
+                f"{where}: login refused for user {config.username or '(yours)'}: {error.reason}. "
+                f"Check `username` and `sshKey`; a certificate may have run out"
+            ) from error
+        except ConnectionRefusedError as error:
+            raise UnreachableError(
+                f"{where}: connection refused. Nothing listens on port {port} there; check "
+                f"`nodes`, or wait for the end of a maintenance"
+            ) from error
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"{where}: no answer within {config.connect_timeout} s. Check `nodes`, a firewall, "
+                f"or raise `connectTimeout`"
+            ) from error
+        except socket.gaierror as error:
+            raise UnreachableError(
+                f"{where}: unknown host, its name is not found ({error.strerror}). Check `nodes`"
+            ) from error
+        except (OSError, asyncssh.Error) as error:
+            raise UnreachableError(f"{where}: cannot connect: {error}") from error
+
+    def _load_keys(self, config: SSHConfig, where: str) -> list[asyncssh.SSHKeyPair]:
+        """Read the keys here, so that a key that cannot be read is not taken for another fault."""
+        paths = [
+            str(Path(self._streamflow_config_dir) / Path(key).expanduser())
+            for key in config.client_keys
+        ]
+        try:
+            passphrase = get_param_from_file(
+                config.ssh_key_passphrase_file, self._streamflow_config_dir
+            )
+            return list(asyncssh.load_keypairs(paths, passphrase)) if paths else []
+        except (OSError, ValueError) as error:
+            raise MisconfiguredError(
+                f"{where}: the key {' '.join(paths)} cannot be read: {error}. Check `sshKey`, its "
+                f"permissions and `sshKeyPassphraseFile`"
+            ) from error
+
+
+class SSHConnector(SafeStreams, EngineSSHConnector):
+    """Hosts reached over SSH.
+
+    Args:
+        knownHosts: the file with the host keys that are trusted; a relative path counts from the
+            StreamFlow file.
+    """
+
+    def __init__(self, *args: Any, knownHosts: str = "~/.ssh/known_hosts", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.known_hosts = Path(self.config_dir) / Path(knownHosts).expanduser()
+        self._cls_context = functools.partial(Context, connector=self)
+
+    @classmethod
+    def get_schema(cls) -> str:
+        return files(__package__).joinpath("schemas", "ssh.json").read_text("utf-8")
+
+    def _revive(self) -> None:
+        """Give each command its own attempts: a host that was given up may be up again."""
+        for factories in (self.ssh_context_factories, self.data_transfer_context_factories):
+            for factory in factories.values():
+                for context in factory._contexts:
+                    if context.connection_attempts >= self.retries:
+                        context.connection_attempts = 0
+
+    def _get_ssh_client_process(self, *args: Any, **kwargs: Any) -> SSHContextManager:
+        self._revive()
+        return super()._get_ssh_client_process(*args, **kwargs)
+
+    def _get_ssh_context_factory(self, location: ExecutionLocation) -> SSHContextFactory:
+        self._revive()
+        return super()._get_ssh_context_factory(location)

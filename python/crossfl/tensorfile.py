@@ -1,0 +1,208 @@
+"""One safetensors file: a strict reader over a memory map, and a writer that hashes as it goes.
+
+Format: https://huggingface.co/docs/safetensors (eight bytes of header length, a JSON header, then
+the data without gaps). Nothing here trusts a file: every offset is checked before a byte is read.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from crossfl.errors import CrossFLError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LARGEST_HEADER = 1 << 24
+"""Bytes; a hundred thousand tensors have less."""
+LARGEST_RANK = 64
+"""Dimensions of a tensor."""
+PLAIN = {"format": "pt"}
+"""The metadata that `from_pretrained` asks for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in its file: bytes `begin` to `end`, counted from the file's start."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorFile:
+    """The tensors of one file, mapped and not read: memory is the page cache's.
+
+    `entries` are in the order of the data.
+
+    Example:
+        >>> file = TensorFile(Path("global_model/model.safetensors"))
+        >>> file.span("lm_head.weight", 0, 96).dtype
+        torch.float32
+
+    Raises:
+        CrossFLError: the file is not safetensors to the letter.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if not 2 <= length <= min(LARGEST_HEADER, self.size - 8):
+                    raise ValueError(f"a header of {length} bytes in a file of {self.size}")
+                header = stream.read(length)
+            self.entries, self.metadata = _parse(header, self.size)
+        except (OSError, ValueError, RecursionError) as error:
+            raise CrossFLError(f"{path} is not a valid safetensors file: {error}") from None
+        self._bytes = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
+
+    def span(self, name: str, start: int, count: int) -> Tensor:
+        """Elements `start` to `start + count`, flat; a view that must not be written."""
+        entry = self.entries[name]
+        if not 0 <= start <= start + count <= entry.elements:
+            raise IndexError(f"{self.path}: {name!r} has no elements {start} to {start + count}")
+        begin = entry.begin + start * entry.dtype.itemsize
+        part = self._bytes[begin : begin + count * entry.dtype.itemsize]
+        return (part if begin % entry.dtype.itemsize == 0 else part.clone()).view(entry.dtype)
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor; a view that must not be written."""
+        entry = self.entries[name]
+        return self.span(name, 0, entry.elements).reshape(entry.shape)
+
+    def raw(self, begin: int, end: int) -> memoryview:
+        """Bytes of the file as they are."""
+        return self._bytes[begin:end].numpy().data
+
+
+class Writer:
+    """Writes the tensors of one file in the given order, piece by piece, and hashes them.
+
+    Args:
+        path: the file to write.
+        layout: dtype and shape of each tensor, in the order in which they will be written.
+        metadata: strings for the header.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str] = PLAIN,
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        end = 0
+        for name, (dtype, shape) in layout.items():
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [begin, end],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.path = path
+        self._left = end
+        self._hash = hashlib.sha256()
+        self._stream = path.open("wb", buffering=0)
+        self._append(len(text).to_bytes(8, "little") + text)
+
+    def write(self, piece: Tensor) -> None:
+        """Append the next elements, in the dtype that was announced."""
+        self._left -= piece.nbytes
+        if piece.numel():
+            self._append(piece.contiguous().view(torch.uint8).numpy().data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._stream.write(view) :]
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of what has been written."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.close()
+        if kind is None and self._left:
+            raise ValueError(f"{self.path}: {self._left} bytes announced and not written")
+
+
+def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    document = json.loads(header.decode(), object_pairs_hook=_unique)
+    if not isinstance(document, dict):
+        raise ValueError("the header is not a JSON object")
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its metadata are not strings")
+    base = 8 + len(header)
+    entries = {name: _entry(name, fields, base) for name, fields in document.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    position = base
+    for name, entry in ordered.items():
+        if entry.begin != position:
+            raise ValueError(f"{name!r} starts at byte {entry.begin}, and not at {position}")
+        position = entry.end
+    if position != size:
+        raise ValueError(f"the data end at byte {position}, the file at {size}")
+    return ordered, metadata
+
+
+def _entry(name: str, fields: Any, base: int) -> Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
+    if not isinstance(fields["dtype"], str) or fields["dtype"] not in DTYPES:
+        raise ValueError(f"{name!r} has dtype {fields['dtype']!r}, which is unknown")
+    for key in ("shape", "data_offsets"):
+        numbers = fields[key]
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"{name!r} has {key} that are not counts")
+    if len(fields["data_offsets"]) != 2:
+        raise ValueError(f"{name!r} has {len(fields['data_offsets'])} offsets")
+    if len(fields["shape"]) > LARGEST_RANK:
+        raise ValueError(f"{name!r} has {len(fields['shape'])} dimensions")
+    begin, end = fields["data_offsets"]
+    dtype, shape = DTYPES[fields["dtype"]], tuple(fields["shape"])
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name!r} has {end - begin} bytes, which its shape and dtype do not fill")
+    return Entry(dtype, shape, base + begin, base + end)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key is there twice")
+    return mapping

@@ -1,0 +1,55 @@
+#!/usr/bin/env cwl-runner
+cwlVersion: v1.2
+class: CommandLineTool
+label: Make the first global model and the server state
+doc: |
+  From a Hugging Face model directory, or from a configuration and a seed (random weights), with a
+  tokenizer of its own, a given one, or the byte-level one.
+
+requirements:
+  SchemaDefRequirement:
+    types:
+      - $import: types/aggregation.yml
+hints:
+  SoftwareRequirement:
+    packages:
+      crossfl: {version: ["0.1.0"]}
+
+baseCommand: [crossfl, initialise]
+
+inputs:
+  model:
+    type: Directory?
+    doc: Hugging Face model directory to start from; either this or config.
+    inputBinding: {prefix: --model}
+  config:
+    type: File?
+    doc: config.json of a model whose weights are drawn from the seed; either this or model.
+    inputBinding: {prefix: --config}
+  tokenizer:
+    type: ["null", string, Directory]
+    doc: Tokenizer directory, or the word bytes; unset, the tokenizer of the model directory.
+    inputBinding: {prefix: --tokenizer}
+  seed:
+    type: int?
+    doc: Seed of the whole federation. Default 0.
+    inputBinding: {prefix: --seed}
+  rounds:
+    type: int
+    doc: Rounds to run.
+    inputBinding: {prefix: --rounds}
+  aggregation:
+    type: ["null", "types/aggregation.yml#aggregation"]
+    doc: Strategy and its parameters, kept in the server state.
+    inputBinding: {}
+
+outputs:
+  global_model:
+    type: Directory
+    doc: Hugging Face checkpoint with a manifest; from_pretrained loads it.
+  state:
+    type: Directory
+    doc: Server state with a manifest.
+  more:
+    type: boolean
+    doc: Whether a round is to follow; true.

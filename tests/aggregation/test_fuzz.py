@@ -1,0 +1,17 @@
+"""A short form of the fuzzer; `fuzz.py --seconds 600` is the long one."""
+
+from pathlib import Path
+
+import fuzz
+
+
+def test_good_files_are_read(tmp_path: Path) -> None:
+    for good in fuzz.seeds():
+        (tmp_path / "delta.safetensors").write_bytes(good)
+        assert fuzz.verdict(tmp_path) == "read"
+
+
+def test_no_damage_gets_through_or_crashes() -> None:
+    verdicts = fuzz.fuzz(seconds=4, seed=1)
+    assert verdicts.total() > 500
+    assert verdicts["refused: CrossFLError"] > 100

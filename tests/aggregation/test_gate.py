@@ -1,0 +1,328 @@
+"""Hostile and broken updates: each refused with its reason, the others averaged as without it."""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federation import Federation, Values, entry, snapshot
+from safetensors.torch import save_file
+
+from crossfl import manifest
+from crossfl.errors import CrossFLError
+
+MODEL: Values = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
+GOOD: Values = {"a": torch.ones(4, 3), "b": torch.ones(5)}
+
+Hostile = Callable[[Federation, Path], None]
+CORPUS: dict[str, tuple[Hostile, str]] = {}
+
+
+def hostile(reason: str) -> Callable[[Hostile], Hostile]:
+    """Add an update to the corpus under its function's name, with a part of the reason."""
+
+    def add(make: Hostile) -> Hostile:
+        CORPUS[make.__name__.strip("_")] = (make, reason)
+        return make
+
+    return add
+
+
+def _says(reason: str, name: str, **fields: Any) -> None:
+    def make(federation: Federation, path: Path) -> None:
+        save_file(GOOD, path / "delta.safetensors")
+        federation.seal(path, fields.pop("facility", "evil"), **fields)
+
+    CORPUS[name] = (make, reason)
+
+
+def _sends(reason: str, name: str, values: Values) -> None:
+    def make(federation: Federation, path: Path) -> None:
+        save_file(values, path / "delta.safetensors")
+        federation.seal(path, "evil")
+
+    CORPUS[name] = (make, reason)
+
+
+def _file(
+    reason: str, name: str, header: Any, data: bytes = b"", length: int | None = None
+) -> None:
+    def make(federation: Federation, path: Path) -> None:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        size = len(text) if length is None else length
+        (path / "delta.safetensors").write_bytes(struct.pack("<Q", size) + text + data)
+        federation.seal(path, "evil")
+
+    CORPUS[name] = (make, reason)
+
+
+def _edited(reason: str, name: str, edit: Callable[[dict[str, Any]], Any]) -> None:
+    def make(federation: Federation, path: Path) -> None:
+        save_file(GOOD, path / "delta.safetensors")
+        federation.seal(path, "evil")
+        document = json.loads((path / "manifest.json").read_text())
+        document = edit(document) or document
+        text = document if isinstance(document, str) else json.dumps(document)
+        (path / "manifest.json").write_text(text)
+
+    CORPUS[name] = (make, reason)
+
+
+def _described(dtype: str, shape: list[Any], *offsets: Any, **more: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets), **more}
+
+
+A, B = _described("F32", [4, 3], 0, 48), _described("F32", [5], 48, 68)
+DATA = bytes(68)
+
+# What the manifest says of the update.
+_says("it is for round 2", "round_ahead", round=2)
+_says("it is for round 0", "round_behind", round=0)
+_says("it is for round '1'", "round_a_word", round="1")
+_says("it is for round True", "round_a_boolean", round=True)
+_says("another model", "base_of_another_model", base="0" * 64)
+_says("another model", "base_missing", base=None)
+_says("status is 'finished'", "status_unknown", status="finished")
+_says("absent without a reason", "absent_without_reason", status="absent")
+_says("counts no tokens", "weight_zero", tokens=0)
+_says("tokens are -5", "weight_negative", tokens=-5)
+_says("tokens are nan", "weight_nan", tokens=float("nan"))
+_says("tokens are inf", "weight_infinite", tokens=float("inf"))
+_says("tokens are 1.5", "weight_a_fraction", tokens=1.5)
+_says("tokens are True", "weight_a_boolean", tokens=True)
+_says("tokens are '100'", "weight_a_word", tokens="100")
+_says("which is not a count", "weight_astronomic", tokens=10**400)
+_says("largest weight allowed is 1000", "weight_over_the_cap", tokens=1001)
+_says("steps are -1", "steps_negative", steps=-1)
+_says("not finite", "loss_nan", metrics={"validation": {"loss": float("nan")}})
+_says("validation loss is 'low'", "loss_a_word", metrics={"validation": {"loss": "low"}})
+_says("validation loss", "validation_a_list", metrics={"validation": [1]})
+_says("metrics are not a record", "metrics_a_list", metrics=[])
+_says("not finite", "seconds_infinite", seconds={"train": float("inf")})
+_says("facility '../evil'", "facility_a_path", facility="../evil")
+_says("names no facility", "facility_a_number", facility=7)
+_says("delivered 2 updates", "facility_of_another", facility="good1")
+
+# The manifest itself.
+_edited("is not a manifest", "manifest_not_json", lambda d: "{")
+_edited("is not a manifest", "manifest_a_list", lambda d: "[]")
+_edited("is not a manifest", "manifest_deep", lambda d: "[" * 100_000)
+_edited("is not a manifest", "manifest_huge", lambda d: " " * (1 << 25))
+_edited("a model, where", "manifest_of_a_model", lambda d: d.update(kind="model"))
+_edited("reads format 1", "manifest_of_another_format", lambda d: d.update(format=2))
+_edited("is not a manifest", "manifest_files_a_list", lambda d: d.update(files=[]))
+_edited("does not agree", "manifest_digest_wrong", lambda d: d.update(digest="0" * 64))
+_edited("is not a manifest", "manifest_without_files", lambda d: d.pop("files") and None)
+
+# The numbers.
+_sends("not finite", "values_nan", {**GOOD, "b": torch.tensor([1, 2, float("nan"), 4, 5])})
+_sends("not finite", "values_infinite", {**GOOD, "b": torch.full((5,), float("inf"))})
+_sends("not finite", "values_bf16_nan", {n: (t * torch.nan).bfloat16() for n, t in GOOD.items()})
+_sends("its norm is 3.6", "norm_over_the_limit", {n: t * 8.75e5 for n, t in GOOD.items()})
+_sends("the median", "norm_against_the_cohort", {n: t * 500 for n, t in GOOD.items()})
+_sends("shape [3, 4]", "shape_transposed", {**GOOD, "a": torch.ones(3, 4)})
+_sends("shape [12]", "shape_flat", {**GOOD, "a": torch.ones(12)})
+_sends("dtype torch.float64", "dtype_double", {n: t.double() for n, t in GOOD.items()})
+_sends("dtype torch.int8", "dtype_codes_without_encoding", {n: t.char() for n, t in GOOD.items()})
+_sends("'b' is missing", "tensor_missing", {"a": GOOD["a"]})
+_sends("'c' is not in", "tensor_unknown", {**GOOD, "c": torch.ones(1)})
+
+# The safetensors file.
+_file("header of", "header_longer_than_the_file", b"{}", length=1 << 20)
+_file("header of", "header_of_2_to_63_bytes", b"{}", length=1 << 63)
+_file("header of", "header_empty", b"", DATA, 0)
+_file("not a valid", "header_not_json", b"{x}", DATA)
+_file("not a valid", "header_not_utf8", b'{"\xff":1}', DATA)
+_file("not a JSON object", "header_a_list", [1], DATA)
+_file("not a valid", "header_deep", b"[" * 50_000 + b"]" * 50_000)
+_file("not described", "entry_a_number", {"a": 1, "b": B}, DATA)
+_file("not described", "entry_with_more", {"a": {**A, "x": 1}, "b": B}, DATA)
+_file("there twice", "key_twice", b'{"a":' + json.dumps(A).encode() + b',"a":1}', DATA)
+_file("unknown", "dtype_unknown", {"a": {**A, "dtype": "F31"}, "b": B}, DATA)
+_file("unknown", "dtype_a_list", {"a": {**A, "dtype": []}, "b": B}, DATA)
+_file("not counts", "shape_negative", {"a": _described("F32", [-4, -3], 0, 48), "b": B}, DATA)
+_file("not counts", "shape_a_fraction", {"a": _described("F32", [4.0, 3], 0, 48), "b": B}, DATA)
+_file("not fill", "shape_overflow", {"a": _described("F32", [2**62, 4], 0, 0), "b": B}, DATA)
+_file("dimensions", "shape_endless", {"a": _described("F32", [2] * 9999, 0, 48), "b": B}, DATA)
+_file("not counts", "offsets_negative", {"a": _described("F32", [4, 3], -48, 0), "b": B}, DATA)
+_file("offsets", "offsets_three", {"a": _described("F32", [4, 3], 0, 48, 49), "b": B}, DATA)
+_file("not fill", "offsets_backwards", {"a": _described("F32", [4, 3], 48, 0), "b": B}, DATA)
+_file("starts at byte", "offsets_overlap", {"a": A, "b": _described("F32", [5], 28, 48)}, DATA)
+_file("starts at byte", "offsets_with_a_hole", {"a": A, "b": _described("F32", [5], 52, 72)}, DATA)
+_file("the file at", "data_missing", {"a": A, "b": B}, DATA[:-1])
+_file("the file at", "data_trailing", {"a": A, "b": B}, DATA + b"x")
+_file("metadata", "metadata_not_strings", {"__metadata__": {"a": 1}, "a": A, "b": B}, DATA)
+_file("no encoding", "encoding_unknown", {"__metadata__": {"encoding": "x"}, "a": A, "b": B}, DATA)
+_file(
+    "encoding",
+    "topk_of_all",
+    {"__metadata__": {"encoding": "topk", "kept": "7"}, "a": A},
+    DATA[:48],
+)
+CODES = {"a": _described("I8", [12], 0, 12), "b": _described("I8", [5], 12, 17)}
+_file("scale", "int8_without_scales", {"__metadata__": {"encoding": "int8"}, **CODES}, DATA[:17])
+
+
+@hostile("does not match its sha256")
+def _a_bit_flipped(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    data = bytearray((path / "delta.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "delta.safetensors").write_bytes(data)
+
+
+@hostile("bytes instead of")
+def _cut_short(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    os.truncate(path / "delta.safetensors", 100)
+
+
+@hostile("is missing")
+def _file_missing(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    (path / "delta.safetensors").unlink()
+
+
+@hostile("is not in the manifest")
+def _file_unlisted(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    (path / "more.pickle").write_bytes(b"x")
+
+
+@hostile("is missing")
+def _a_pipe_for_a_file(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    (path / "delta.safetensors").unlink()
+    os.mkfifo(path / "delta.safetensors")
+
+
+@hostile("has no manifest.json")
+def _no_manifest(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+
+
+@hostile("also in another file")
+def _tensor_in_two_files(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta-1.safetensors")
+    save_file({"a": GOOD["a"]}, path / "delta-2.safetensors")
+    federation.seal(path, "evil")
+
+
+@hostile("could not be decoded")
+def _topk_positions_beyond_the_cell(federation: Federation, path: Path) -> None:
+    tensors = {
+        "a//position": torch.tensor([60000], dtype=torch.uint16),
+        "a//value": torch.ones(1).bfloat16(),
+        "b//position": torch.tensor([0], dtype=torch.uint16),
+        "b//value": torch.ones(1).bfloat16(),
+    }
+    metadata = {"encoding": "topk", "kept": "0.05"}
+    save_file(tensors, path / "delta.safetensors", metadata=metadata)
+    federation.seal(path, "evil")
+
+
+@hostile("not finite")
+def _int8_scale_nan(federation: Federation, path: Path) -> None:
+    tensors = {"a": torch.ones(12).char(), "b": torch.ones(5).char()}
+    tensors |= {f"{n}//scale": torch.full((1,), torch.nan).bfloat16() for n in ("a", "b")}
+    save_file(tensors, path / "delta.safetensors", metadata={"encoding": "int8"})
+    federation.seal(path, "evil")
+
+
+def _federation(folder: Path, **rules: Any) -> Federation:
+    limits = {"largest_weight": 1000, "largest_norm": 1e6, "largest_norm_ratio": 20.0}
+    return Federation(folder, MODEL, **{**limits, **rules})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the good updates alone become."""
+    federation = _federation(tmp_path_factory.mktemp("good"), quorum=3)
+    good = [federation.update(f"good{i}", GOOD) for i in range(4)]
+    return snapshot(federation.run(good) / "global_model")
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_refused_and_the_others_unaffected(
+    tmp_path: Path, name: str, undisturbed: dict[str, bytes]
+) -> None:
+    make, reason = CORPUS[name]
+    federation = _federation(tmp_path, quorum=3)
+    good = [federation.update(f"good{i}", GOOD) for i in range(4)]
+    path = tmp_path / "updates" / "evil"
+    path.mkdir()
+    make(federation, path)
+    out = federation.run([path, *good])
+    assert snapshot(out / "global_model") == undisturbed
+    refused = {f: e for f, e in entry(out)["facilities"].items() if e["status"] == "refused"}
+    (record,) = refused.values()
+    assert reason in record["reason"]
+    assert record["share"] == 0
+    assert str(tmp_path) not in record["reason"]
+    json.dumps(entry(out), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["values_nan", "a_bit_flipped", "tensor_missing", "no_manifest"])
+def test_without_a_quorum_nothing_is_written(tmp_path: Path, name: str) -> None:
+    make, reason = CORPUS[name]
+    federation = _federation(tmp_path)
+    good = [federation.update(f"good{i}", GOOD) for i in range(2)]
+    path = tmp_path / "updates" / "evil"
+    path.mkdir()
+    make(federation, path)
+    before = snapshot(tmp_path)
+    with pytest.raises(CrossFLError, match="2 of 3 updates can be averaged") as error:
+        federation.run([*good, path])
+    assert reason in str(error.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CORPUS) >= 40
+
+
+def test_partial_and_absent_updates_are_inputs_like_any_other(tmp_path: Path) -> None:
+    federation = _federation(tmp_path, quorum=2)
+    updates = [
+        federation.update("complete", GOOD, tokens=300),
+        federation.update("partial", GOOD, tokens=100, status="partial", reason="wall time"),
+        federation.update("away", None, status="absent", reason="queue", tokens=0, bytes=0),
+    ]
+    record = entry(federation.run(updates))
+    assert {f: e["share"] for f, e in record["facilities"].items()} == {
+        "away": 0.0,
+        "complete": 0.75,
+        "partial": 0.25,
+    }
+    assert record["facilities"]["away"]["reason"] == "queue"
+    assert record["facilities"]["partial"]["status"] == "partial"
+
+
+@pytest.mark.parametrize("file", ["state/master.model.safetensors", "state/state.json"])
+def test_a_damaged_state_is_an_error(tmp_path: Path, file: str) -> None:
+    federation = _federation(tmp_path)
+    update = federation.update("a", GOOD)
+    data = bytearray((tmp_path / file).read_bytes())
+    data[-2] ^= 1
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(CrossFLError, match="does not match its sha256"):
+        federation.run([update])
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_a_model_of_another_round_is_an_error(tmp_path: Path) -> None:
+    federation = _federation(tmp_path)
+    update = federation.update("a", GOOD)
+    (federation.model / "config.json").write_text('{"x": 1}')
+    manifest.write(federation.model, "model", {"round": 0})
+    with pytest.raises(CrossFLError, match="is not the model that"):
+        federation.run([update])

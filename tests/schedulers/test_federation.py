@@ -1,0 +1,174 @@
+"""A federation across three facilities on real jobs: a local one's weights, and no data moved."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from conftest import ROOT, STREAMFLOW, Engine, Outcome, Site
+from crossfl.job import Job
+from crossfl.simulate import simulate
+
+CANARY = "canary-4b1d7e"
+WORDS = ROOT / "tests" / "cwl" / "data"
+SETUP_SECONDS, RUN_SECONDS = 900, 420
+
+
+@pytest.fixture(scope="session")
+def python(testbed: dict[str, Any]) -> Path:
+    """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
+    folder = Path(testbed["home"]).parent / "python"
+    ready = folder / "crossfl-ready"
+    if not ready.exists():
+        subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+        install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
+        install += ["install", "--disable-pip-version-check"]
+        lock = ["-r", ROOT / "requirements.lock"]
+        subprocess.run([*install, *lock], check=True, timeout=SETUP_SECONDS)
+        ready.touch()
+    source = folder / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "python"):
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
+    install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
+    subprocess.run(
+        [*install, "install", "--no-deps", "--force-reinstall", source],
+        check=True,
+        timeout=SETUP_SECONDS,
+    )
+    return folder
+
+
+def place_data(site: Site, words: Path) -> Path:
+    """Put a dataset with a canary in every sample into the home of a site's user."""
+    home = Path(site.facts["home"])
+    folder = home / "data" / "words"
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for split in ("train", "valid"):
+        rows = [json.loads(x) for x in (words / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["completion"] += f" {CANARY}"
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run(["chown", "-R", site.facts["username"], folder.parent], check=True)
+    return folder.parent
+
+
+def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], **more: str) -> Path:
+    """Compose the StreamFlow file of a federation of the testbed's sites, as a user would."""
+    folder = data.parent
+    (folder / "job.json").write_text(json.dumps(job))
+    words = ["bind", "--job", "job.json", "-o", "federation.yml"]
+    for site in sites:
+        kind = "slurm" if site.scheduler == "slurm" else "pbs"
+        words += ["--facility", f"{site.name}={kind}"]
+        settings = {
+            "host": site.facts["hostname"],
+            "user": site.facts["username"],
+            "key": site.facts["ssh_key"],
+            "known_hosts": site.facts["known_hosts"],
+            "account": "crossfl",
+            "workdir": site.facts["workdir"],
+            "venv": str(python),
+            "data": str((data / site.name).resolve()),
+            "time": "00:05:00",
+        }
+        if kind == "slurm":
+            settings |= {"partition": "boost", **more}
+        else:
+            settings |= {"queue": "boost", "chunk": "ncpus=1"}
+        words += [w for k, v in settings.items() for w in ("--set", f"{site.name}.{k}={v}")]
+    subprocess.run([sys.executable, "-m", "crossfl", *words], cwd=folder, check=True)
+    return folder / "federation.yml"
+
+
+def federate(path: Path, engine: Engine) -> Outcome:
+    """Run it, with nothing set by hand."""
+    begun = time.monotonic()
+    with (path.parent / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [STREAMFLOW, "run", str(path), "--outdir", str(engine.outdir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=path.parent,
+            env={k: v for k, v in os.environ.items() if not k.startswith("CROSSFL_")},
+            start_new_session=True,
+        )
+    return engine.wait(process, begun, RUN_SECONDS)
+
+
+def job_of(sites: Sequence[Site], **more: Any) -> dict[str, Any]:
+    return {
+        "config": {"class": "File", "path": str(ROOT / "tests" / "cwl" / "config.json")},
+        "tokenizer": "bytes",
+        "facilities": [{"name": site.name, "dataset": "words"} for site in sites],
+        "rounds": 3,
+        "local_steps": 3,
+        "training": {"batch_size": 4, "sequence_length": 48, "threads": 1, "completion_tokens": 4},
+        "aggregation": {"strategy": "diloco"},
+        "prompts": ["it 3="],
+    } | more
+
+
+def weights(folder: Path) -> Path:
+    return folder / "global_model" / "model.safetensors"
+
+
+def test_three_facilities(
+    sites: dict[str, Site], python: Path, engine: Engine, tmp_path: Path
+) -> None:
+    if "home" not in sites["gamma"].facts:
+        pytest.skip("the data is placed only in the testbed")
+    data = tmp_path / "data"
+    data.mkdir()
+    for site, words in zip(sites.values(), ("leonardo", "karolina", "leonardo"), strict=True):
+        (data / site.name).symlink_to(place_data(site, WORDS / words / "words"))
+    path = bind(list(sites.values()), python, data, job_of(list(sites.values())))
+    script = path.with_suffix(".d") / "gamma.sh"
+    lines = script.read_text().splitlines(keepends=True)
+    script.write_text("".join(x for x in lines if "mpiexec" not in x))  # no MPI in the testbed
+    document = yaml.safe_load(path.read_text())
+    document["deployments"]["vm"]["workdir"] = str(tmp_path / "vm")
+    (tmp_path / "vm").mkdir()
+    path.write_text(yaml.safe_dump(document))
+    outcome = federate(path, engine)
+    assert outcome.code == 0, outcome.log
+
+    history = [json.loads(x) for x in (engine.outdir / "history.jsonl").read_text().splitlines()]
+    assert [sorted(entry["facilities"]) for entry in history] == [sorted(sites)] * 3
+    for entry in history:
+        assert all(each["seconds"]["queue"] >= 0 for each in entry["facilities"].values())
+
+    simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
+    assert weights(engine.outdir).read_bytes() == weights(tmp_path / "local").read_bytes()
+
+    crossed = [p for p in [*(tmp_path / "vm").rglob("*"), *engine.outdir.rglob("*")] if p.is_file()]
+    assert len(crossed) > 30
+    for each in [*crossed, tmp_path / "log"]:
+        assert CANARY.encode() not in each.read_bytes(), each
+
+
+def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "alpha").symlink_to(place_data(alpha, WORDS / "leonardo" / "words"))
+    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    outcome = federate(bind([alpha], python, data, job, ranks="2"), engine)
+    assert outcome.code == 0, outcome.log
+    simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
+    ranks, one = (load_file(weights(folder)) for folder in (engine.outdir, tmp_path / "local"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(ranks[name], tensor, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,183 @@
+"""The command: quick to start, clear about bad input, and nothing half-written."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import CWL, DATA, ROUND, Run
+from crossfl import cli
+
+HEAVY = {
+    "plan": {"torch", "numpy", "transformers", "accelerate"},
+    "report": {"torch", "transformers", "accelerate", "matplotlib"},
+    "aggregate": {"transformers", "accelerate"},
+    "train": {"torch", "transformers", "accelerate"},
+    "evaluate": {"torch", "transformers", "accelerate"},
+}
+
+
+@pytest.mark.parametrize("verb", HEAVY)
+def test_start_up_is_light(verb: str, run: Run, tmp_path: Path) -> None:
+    loaded = f"import sys, crossfl.{verb}; print(*sys.modules)"
+    result = run(sys.executable, "-c", loaded, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not HEAVY[verb] & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: crossfl {verb}" in capsys.readouterr().out
+
+
+INITIALISE = ["initialise", "--rounds", "2", "--tokenizer", "bytes"]
+CONFIG = ["--config", str(CWL / "config.json")]
+
+
+def _train(tmp_path: Path, **changes: str) -> list[str]:
+    task = json.loads((ROUND / "leonardo" / "update" / "manifest.json").read_text())
+    values = {"facility": "leonardo", "dataset": "words", "round": "1", "local_steps": "2"} | {
+        "seed": "1",
+        "schedule_step": "0",
+        "schedule_steps": "4",
+        "samples_seen": "0",
+        "data_seed": "1",
+        "base": task["base"],
+        "global_model": str(ROUND / "global_model"),
+        **changes,
+    }
+    flags = [word for k, v in values.items() for word in (f"--{k.replace('_', '-')}", v)]
+    return ["train", *flags]
+
+
+def _model_without_config(tmp_path: Path) -> list[str]:
+    (tmp_path / "m").mkdir()
+    return [*INITIALISE, "--model", str(tmp_path / "m")]
+
+
+def _pickled_model(tmp_path: Path) -> list[str]:
+    words = _model_without_config(tmp_path)
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "m" / "pytorch_model.bin").touch()
+    return words
+
+
+def _corrupt_model(tmp_path: Path) -> list[str]:
+    words = _model_without_config(tmp_path)
+    (tmp_path / "m" / "config.json").write_text((CWL / "config.json").read_text())
+    (tmp_path / "m" / "model.safetensors").write_bytes(
+        b"\x10" + b"\0" * 7 + b"{not a header at all"
+    )
+    return words
+
+
+def _small_vocabulary(tmp_path: Path) -> list[str]:
+    values = json.loads((CWL / "config.json").read_text()) | {"vocab_size": 100}
+    (tmp_path / "small.json").write_text(json.dumps(values))
+    return [*INITIALISE, "--config", str(tmp_path / "small.json")]
+
+
+def _not_a_model(tmp_path: Path) -> list[str]:
+    (tmp_path / "c.json").write_text('{"model_type": "nothing"}')
+    return [*INITIALISE, "--config", str(tmp_path / "c.json")]
+
+
+def _empty_dataset(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "data" / "leonardo"
+    folder.mkdir(parents=True)
+    (folder / "empty.txt").touch()
+    return _train(tmp_path, dataset="empty.txt")
+
+
+def _round_zero(tmp_path: Path) -> list[str]:
+    return ["initialise", "--rounds", "0", "--tokenizer", "bytes", *CONFIG]
+
+
+PLAN = ["plan", "--state", str(ROUND / "state"), "--local-steps", "2"]
+SITE = ["--facility", "name=leonardo", "dataset=words"]
+
+BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "rounds 0": (_round_zero, "rounds is 0"),
+    "model and config": (
+        lambda _: [*INITIALISE, *CONFIG, "--model", str(ROUND / "global_model")],
+        "not both",
+    ),
+    "no tokenizer": (lambda _: ["initialise", "--rounds", "1", *CONFIG], "give a tokenizer"),
+    "no such tokenizer": (
+        lambda _: ["initialise", "--rounds", "1", *CONFIG, "--tokenizer", "nothing"],
+        "nothing has no tokenizer_config.json",
+    ),
+    "wrong tokenizer size": (_small_vocabulary, "384 tokens, the model's vocab_size is 100"),
+    "model folder without config": (_model_without_config, "has no config.json"),
+    "pickled weights": (_pickled_model, "pickled weights are never read"),
+    "corrupt safetensors": (_corrupt_model, "is not a valid safetensors file"),
+    "not a model": (_not_a_model, "does not describe a causal language model"),
+    "missing config": (
+        lambda _: [*INITIALISE, "--config", "nothing.json"],
+        "nothing.json",
+    ),
+    "duplicate facility": (lambda _: [*PLAN, *SITE, *SITE], "'leonardo' is named twice"),
+    "hostile facility": (
+        lambda _: [*PLAN, "--facility", "name=$(id)", "dataset=d"],
+        "use letters, digits",
+    ),
+    "unknown field": (lambda _: [*PLAN, *SITE, "steps=3"], "no field 'steps'"),
+    "no local steps": (lambda _: [*PLAN[:-1], "0", *SITE], "local_steps is 0"),
+    "not a state": (
+        lambda _: ["plan", "--state", str(DATA), "--local-steps", "2", *SITE],
+        "has no manifest.json",
+    ),
+    "missing dataset": (lambda p: _train(p, dataset="nothing"), "dataset 'nothing' is not in"),
+    "dataset that climbs out": (lambda p: _train(p, dataset="../x"), "without '..'"),
+    "empty dataset": (_empty_dataset, "is empty"),
+    "another model": (lambda p: _train(p, base="00"), "is not the model that round 1"),
+    "no model": (lambda p: _train(p, global_model=str(p)), "has no manifest.json"),
+    "bad number": (lambda p: _train(p, seed="x"), "task.seed is 'x': expected int"),
+    "no updates": (
+        lambda _: (
+            [
+                "aggregate",
+                "--global-model",
+                str(ROUND / "global_model"),
+                "--state",
+                str(ROUND / "state"),
+            ]
+        ),
+        "no update was given",
+    ),
+    "no job file": (
+        lambda p: ["simulate", str(p / "job.yml"), "--data", str(DATA)],
+        "cannot be read as a job file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, message = BAD[case]
+    words, out = make(tmp_path), tmp_path / "out"
+    if (tmp_path / "data").exists():
+        monkeypatch.setenv("CROSSFL_DATA", str(tmp_path / "data"))
+    out.mkdir()
+    begun = time.monotonic()
+    assert cli.main([*words, "--outdir", str(out)]) == cli.BAD_INPUT
+    assert time.monotonic() - begun < 30
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("crossfl ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert list(out.iterdir()) == []
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    for words in ([], ["dance"], ["initialise", *CONFIG, "--strategy", "newton", "--rounds", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2

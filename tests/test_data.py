@@ -1,0 +1,107 @@
+"""Datasets: where they may lie, how they are read, and in which order they are drawn."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
+
+from crossfl import data, site
+from crossfl.data import IGNORED, Sample
+from crossfl.errors import CrossFLError
+
+ROWS = [{"prompt": f"{i}=", "completion": "x" * i} for i in range(20)]
+
+
+def _jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "/etc", "a/../../x", "out", "out/hosts"])
+def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to("/etc")
+    with pytest.raises(CrossFLError, match="dataset"):
+        site.resolve(name, root)
+
+
+def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    (tmp_path / "latest").symlink_to("it")
+    assert site.resolve("latest", tmp_path) == tmp_path / "it"
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(
+        {"train": table.select(range(4)), "validation": table.select(range(4, 6))}
+    ).save_to_disk(tmp_path / "split")
+    expected = data.read(_jsonl(tmp_path / "rows.jsonl", ROWS), "train")
+    assert len(expected) == 18  # every tenth is held out
+    assert data.read(tmp_path / "rows.parquet", "train") == expected
+    assert data.read(tmp_path / "saved", "train") == expected
+    assert data.read(tmp_path / "saved", "valid") == [Sample("0=", ""), Sample("10=", "x" * 10)]
+    assert data.read(tmp_path / "split", "train") == [Sample(f"{i}=", "x" * i) for i in range(4)]
+    assert data.read(tmp_path / "split", "valid") == [Sample(f"{i}=", "x" * i) for i in (4, 5)]
+
+
+def test_text_and_other_names(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "train.txt").write_text("uno\n\ndue\n")
+    _jsonl(tmp_path / "t" / "valid.jsonl", [{"input": "a", "output": "b"}, {"text": "c"}])
+    assert data.read(tmp_path / "t", "train") == [Sample(None, "uno"), Sample(None, "due")]
+    assert data.read(tmp_path / "t", "valid") == [Sample("a", "b"), Sample(None, "c")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.jsonl", '{"text": "a"}\n{"text"', "d.jsonl:2 is not JSON"),
+        ("d.jsonl", '{"label": 1}\n', "d.jsonl:1: a sample has"),
+        ("d.jsonl", '{"prompt": "a", "completion": 1}\n', "each a string"),
+        ("d.jsonl", "", "is empty"),
+        ("d.txt", "one line\n", "is empty: it has no train sample"),
+        ("d.csv", "a,b\n", "is none of"),
+        ("d.parquet", "no", "is not a parquet file"),
+    ],
+)
+def test_bad_data_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CrossFLError, match=message):
+        data.read(tmp_path / name, "train")
+
+
+def test_the_prompt_is_masked() -> None:
+    tokenizer = ByT5Tokenizer()
+    a, b, x, end = (*tokenizer("abx", add_special_tokens=False)["input_ids"], 1)
+    sample = data.encode(Sample("ab", "x"), tokenizer, 10)
+    assert sample == ([a, b, x, end], [IGNORED, IGNORED, x, end])
+    assert data.encode(Sample(None, "ab"), tokenizer, 10) == ([a, b, end], [a, b, end])
+    assert data.encode(Sample("ab", "x"), tokenizer, 3).ids == [a, b, x]
+
+
+@given(
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    counts=st.lists(st.integers(0, 60), min_size=1, max_size=8),
+)
+def test_no_sample_is_repeated_before_all_were_seen(
+    size: int, seed: int, counts: list[int]
+) -> None:
+    drawn: list[int] = []
+    for count in counts:
+        drawn += data.order(size, seed, len(drawn), count)
+        seen = Counter(drawn)
+        times = [seen[i] for i in range(size)]
+        assert max(times) - min(times) <= 1
+    assert drawn == data.order(size, seed, 0, sum(counts))

@@ -1,0 +1,157 @@
+"""Training at a facility: what it sends, what it refuses, and what it repeats bit for bit."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import DATA, ROUND
+from crossfl import manifest, site
+from crossfl.checkpoint import Tensors
+from crossfl.data import read
+from crossfl.errors import CrossFLError
+from crossfl.evaluate import evaluate
+from crossfl.model import batch_of, complete, load, summed_loss, validate
+from crossfl.records import Task, Training
+from crossfl.train import absent, train
+from crossfl.trainer import learning_rate
+
+MODEL = ROUND / "global_model"
+TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
+
+
+def test_the_update(task: Task, tmp_path: Path) -> None:
+    written = train(MODEL, task, TRAINING, tmp_path)
+    assert manifest.verify(tmp_path / "update", "update") == written
+    assert (written["facility"], written["round"], written["base"]) == ("leonardo", 1, task.base)
+    assert (written["status"], written["steps"], written["samples"]) == ("complete", 2, 8)
+    assert set(written["seconds"]) == {"queue", "load", "evaluate", "train", "save"}
+    delta, base = Tensors(list(tmp_path.glob("update/*.safetensors"))), Tensors.of_model(MODEL)
+    assert set(delta) == set(base)
+    assert all(delta[name].dtype == torch.float32 for name in delta)
+    assert any(delta[name].abs().max() > 0 for name in delta)
+
+
+def test_the_delta_is_what_adamw_does(task: Task, tmp_path: Path) -> None:
+    """One step of AdamW from rest is −lr·sign(g)·(1 − ε'), whatever the gradient."""
+    one = dataclasses.replace(task, local_steps=1, schedule_steps=2)
+    train(MODEL, one, TRAINING, tmp_path)
+    delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
+    moved = torch.cat([delta[name].abs().flatten() for name in delta])
+    assert moved.max() <= TRAINING.learning_rate * 1.001
+    assert moved[moved > 0].median() == pytest.approx(TRAINING.learning_rate, rel=0.01)
+
+
+def test_the_same_task_gives_the_same_bytes(task: Task, tmp_path: Path) -> None:
+    digests = [train(MODEL, task, TRAINING, tmp_path / str(i))["digest"] for i in range(2)]
+    other = dataclasses.replace(task, data_seed=task.data_seed + 1)
+    assert digests[0] == digests[1] != train(MODEL, other, TRAINING, tmp_path / "o")["digest"]
+
+
+def test_bf16_deltas_have_half_the_bytes(task: Task, tmp_path: Path) -> None:
+    whole = train(MODEL, task, TRAINING, tmp_path / "whole")
+    half = train(MODEL, task, dataclasses.replace(TRAINING, encoding="bf16"), tmp_path / "half")
+    assert half["bytes"] < 0.6 * whole["bytes"]
+
+
+def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> None:
+    canary = "CANARY-7f3a"
+    (tmp_path / "leonardo").mkdir()
+    rows = [{"prompt": f"{canary} {i}", "completion": canary} for i in range(20)]
+    (tmp_path / "leonardo" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    os.environ[site.DATA] = str(tmp_path)
+    task = dataclasses.replace(task, dataset="words.jsonl")
+    train(MODEL, task, TRAINING, tmp_path / "out")
+    crossing = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    record = evaluate(MODEL, task, TRAINING, ["it 3="])
+    for content in [*crossing, json.dumps(record).encode()]:
+        assert canary.encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({site.FACILITY: "karolina"}, "this is karolina .* but the task is for leonardo"),
+        ({site.FACILITY: ""}, "CROSSFL_FACILITY is not set"),
+        ({site.DATA: ""}, "CROSSFL_DATA is not set at leonardo"),
+        ({site.DATA: "/nowhere"}, "which is not a folder"),
+    ],
+)
+def test_it_trains_only_where_it_belongs(
+    task: Task, tmp_path: Path, variables: dict[str, str], message: str
+) -> None:
+    os.environ.update(variables)
+    with pytest.raises(CrossFLError, match=message):
+        train(MODEL, task, TRAINING, tmp_path)
+    with pytest.raises(CrossFLError, match=message):
+        evaluate(MODEL, task, TRAINING, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None:
+    os.environ.update({site.FACILITY: "leonardo", site.DATA: str(DATA / "leonardo")})
+    assert train(MODEL, task, TRAINING, tmp_path)["status"] == "complete"
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_reason(task: Task, tmp_path: Path) -> None:
+    wild = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
+    longer = dataclasses.replace(task, local_steps=8)
+    with pytest.raises(CrossFLError, match=r"the loss of leonardo is .* lower training.learning"):
+        train(MODEL, longer, wild, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_update_is_only_a_reason(task: Task, tmp_path: Path) -> None:
+    absent(task, "the disk is full", tmp_path)
+    update = manifest.verify(tmp_path / "update", "update")
+    assert (update["status"], update["reason"]) == ("absent", "the disk is full")
+    assert [p.name for p in (tmp_path / "update").iterdir()] == ["manifest.json"]
+
+
+def test_the_schedule_spans_the_federation(task: Task) -> None:
+    training = Training(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    rates = [
+        learning_rate(
+            step, dataclasses.replace(task, schedule_step=start, schedule_steps=12), training
+        )
+        for start in (0, 4, 8)
+        for step in range(4)
+    ]
+    cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, *cosine])
+    linear = dataclasses.replace(training, schedule="linear", warmup_steps=0)
+    assert learning_rate(3, dataclasses.replace(task, schedule_steps=12), linear) == 0.75
+
+
+def test_loss_counts_only_labelled_tokens() -> None:
+    model, tokenizer = load(MODEL, TRAINING)
+    samples = read(DATA / "leonardo" / "words", "valid")
+    from crossfl.data import encode
+
+    losses = []
+    for sample in samples:
+        ids, labels = batch_of([encode(sample, tokenizer, 48)], torch.device("cpu"))
+        loss, count = summed_loss(model, ids, labels)
+        own = torch.log_softmax(model(input_ids=ids).logits[0].double(), -1)
+        start = len(sample.prompt or "")
+        picked = [own[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]
+        assert count == len(picked) == len(sample.text.encode()) + 1
+        assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
+        losses.append((loss.item(), int(count)))
+    metrics = validate(model, tokenizer, samples, TRAINING)
+    expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_completions_do_not_depend_on_the_batch() -> None:
+    model, tokenizer = load(MODEL, TRAINING)
+    training = dataclasses.replace(TRAINING, completion_tokens=6)
+    prompts = ["it 3=", "it 12345=", "a", "it 7="]
+    together = complete(model, tokenizer, prompts, training)
+    alone = [complete(model, tokenizer, [prompt], training)[0] for prompt in prompts]
+    assert together == alone
