@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -89,4 +90,10 @@ def test_where_the_ranks_meet(tmp_path: Path) -> None:
     assert launch.first_node({}) == "127.0.0.1"
     nodes.write_text("x1000\nx1000\n")
     assert launch.first_node({"PBS_NODEFILE": str(nodes)}) == "127.0.0.1"
-    assert launch.port({"PBS_JOBID": "123456.polaris"}) == launch.port({"SLURM_JOB_ID": "123456"})
+
+
+def test_ranks_of_two_clusters_on_one_node_do_not_meet() -> None:
+    with socket.socket() as listener:
+        listener.bind(("", port := launch.free_port()))
+        listener.listen()
+        assert launch.free_port() != port

@@ -7,6 +7,7 @@ runs that launcher on itself, and each of the processes it starts is one rank.
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def ranks(arguments: Sequence[str]) -> None:
     launcher = shlex.split(os.environ[LAUNCHER])
     python = [] if Path(launcher[0]).name in SCRIPTS else [sys.executable]
     command = [*launcher, *python, "-m", "crossfl", *arguments]
-    address = {"MASTER_ADDR": first_node(os.environ), "MASTER_PORT": str(port(os.environ))}
+    address = {"MASTER_ADDR": first_node(os.environ), "MASTER_PORT": str(free_port())}
     environment = {**address, **os.environ, LAUNCHED: "1"}
     try:
         status = subprocess.run(command, env=environment).returncode
@@ -89,7 +90,8 @@ def first_node(environment: Mapping[str, str]) -> str:
     return hosts[0] if len(set(hosts)) > 1 else "127.0.0.1"
 
 
-def port(environment: Mapping[str, str]) -> int:
-    """A port for the ranks to meet on, the same all through a job and seldom that of another."""
-    job = environment.get("SLURM_JOB_ID") or environment.get("PBS_JOBID") or str(os.getpid())
-    return 20_000 + int("".join(filter(str.isdigit, job.split(".")[0])) or 0) % 10_000
+def free_port() -> int:
+    """A port of this node, where rank 0 runs, that nobody listens on now, for the ranks to meet."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
