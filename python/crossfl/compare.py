@@ -118,11 +118,8 @@ def _pool(job: Job, root: Path, folder: Path) -> None:
         with (folder / "all" / f"{split}.jsonl").open("w", encoding="utf-8") as stream:
             for facility in job.facilities:
                 path = site.resolve(facility.dataset, root / facility.name)
-                for prompt, text in data.read(path, split):
-                    row = (
-                        {"text": text} if prompt is None else {"prompt": prompt, "completion": text}
-                    )
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                for sample in data.read(path, split):
+                    stream.write(json.dumps(data.row(sample), ensure_ascii=False) + "\n")
 
 
 def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> dict[str, Any]:

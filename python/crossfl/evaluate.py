@@ -34,19 +34,21 @@ def evaluate(
         samples = data.read(folder, "valid")[: training.validation_samples]
 
         # They build models: what is cheap to refuse has been refused before.
-        from crossfl.model import accelerator, complete, load, validate
+        from crossfl.model import accelerator, check_samples, complete, load, validate
 
         network, tokenizer = load(model, training)
         network = accelerator(training).prepare(network)
-        metrics: dict[str, Any] = validate(network, tokenizer, samples, training)
+        check_samples(network, samples)
+        metrics = validate(network, tokenizer, samples, training)
         metrics["samples"] = len(samples)
-        prompted = [(s.prompt, s.text) for s in samples if s.prompt is not None]
-        if match and prompted:
+        texts = [s for s in samples if isinstance(s, data.Text)]
+        prompted = [(s.prompt, s.text) for s in texts if s.prompt is not None]
+        if match and prompted and tokenizer:
             written = complete(network, tokenizer, [p for p, _ in prompted], training)
             pairs = zip(written, prompted, strict=True)
             right = sum(answer.strip() == text.strip() for answer, (_, text) in pairs)
             metrics["exact_match"] = right / len(prompted)
-        completions = complete(network, tokenizer, prompts, training) if prompts else []
+        completions = complete(network, tokenizer, prompts, training) if tokenizer else []
         seconds = time.monotonic() - begun
         matched = metrics.get("exact_match")
         message = "" if matched is None else f"exact match {matched:.3f}"
@@ -54,7 +56,7 @@ def evaluate(
         return _record(task, "complete", None) | {
             "metrics": metrics,
             "completions": [
-                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)
+                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=False)
             ],
             "seconds": round(seconds, 3),
         }
