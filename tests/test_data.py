@@ -63,12 +63,20 @@ def test_text_and_other_names(tmp_path: Path) -> None:
     assert data.read(tmp_path / "t", "valid") == [Text("a", "b"), Text(None, "c")]
 
 
+def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
+    samples = [Text("a", "b", "greetings"), Text("a", "b"), Text(None, "è")]
+    path = _jsonl(tmp_path / "d.jsonl", [data.row(sample) for sample in [samples[0], *samples]])
+    assert data.read(path, "train") == samples
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("d.jsonl", '{"text": "a"}\n{"text"', "d.jsonl:2 is not JSON"),
         ("d.jsonl", '{"label": 1}\n', "d.jsonl:1: a sample has"),
         ("d.jsonl", '{"prompt": "a", "completion": 1}\n', "each a string"),
+        ("d.jsonl", '{"text": "a", "task": "a task"}\n', "d.jsonl:1: task 'a task': use letters"),
+        ("d.jsonl", '{"text": "a", "task": 3}\n', "d.jsonl:1: task 3: use letters"),
         ("d.jsonl", "", "is empty"),
         ("d.txt", "one line\n", "is empty: it has no train sample"),
         ("d.csv", "a,b\n", "is none of"),

@@ -116,11 +116,19 @@ def test_a_dataset_declares_its_metrics(tmp_path: Path) -> None:
     assert metrics.declared(tmp_path) == {}
     (tmp_path / "metrics.json").write_text('{"weights": "number", "retrosynthesis": "exact"}')
     declared = metrics.declared(tmp_path)
-    assert metrics.metric_of("weights", declared) == "number"
-    assert metrics.metric_of("retrosynthesis", declared) == "exact"
-    assert metrics.metric_of("forward_synthesis", declared) == "smiles"
-    assert metrics.metric_of("greetings", declared) is None
-    assert metrics.metric_of(None, declared) is None
+    tasks = ["weights", "retrosynthesis", "forward_synthesis", "greetings", None]
+    assert metrics.metrics_of(tasks, declared) == {
+        "weights": "number",
+        "retrosynthesis": "exact",
+        "forward_synthesis": "smiles",
+    }
+
+
+def test_a_package_that_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PACKAGES", {"smiles": "no_such_package"})
+    with pytest.raises(CrossFLError, match=r"'smiles' needs no_such_package.* pip install"):
+        metrics.metrics_of(["retrosynthesis"], {})
+    assert metrics.metrics_of(["molecule_captioning"], {}) == {"molecule_captioning": "text"}
 
 
 @pytest.mark.parametrize("content", ['{"a": "beauty"}', '["number"]', "{", '{"a": ["number"]}'])

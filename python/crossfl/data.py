@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
+from crossfl.records import check_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,7 +190,9 @@ def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
 
 
 def _sample(row: Any, where: str) -> Sample:
-    if isinstance(row, dict) and isinstance(task := row.get("task"), str | None):
+    if isinstance(row, dict):
+        if (task := row.get("task")) is not None:
+            check_name(f"{where}: task", task)
         if {"pixels", "label"} <= set(row):
             return _image(row, task, where)
         for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
@@ -199,7 +202,7 @@ def _sample(row: Any, where: str) -> Sample:
                     return Text(None if prompt is None else row[prompt], row[text], task)
     raise CrossFLError(
         f"{where}: a sample has 'text', or 'prompt' and 'completion', or 'input' and 'output', "
-        "each a string, or 'pixels' and 'label'; 'task', if there, is a string"
+        "each a string, or 'pixels' and 'label'"
     )
 
 

@@ -9,7 +9,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
@@ -26,17 +27,26 @@ Scores = dict[str, float]
 
 
 def score(metric: str, pairs: Pairs) -> Scores:
-    """The scores of one metric; pairs whose expected answer is none of its kind are left out.
-
-    Raises:
-        CrossFLError: a package that the metric needs is not installed.
-    """
+    """The scores of one metric; pairs whose expected answer is none of its kind are left out."""
     return METRICS[metric]([(answer(w, like=e), answer(e, like=e)) for w, e in pairs])
 
 
-def metric_of(task: str | None, declared: Mapping[str, str]) -> str | None:
-    """The metric of a task: what the dataset declares, else that of SMolInstruct, else none."""
-    return None if task is None else declared.get(task, TASKS.get(task))
+def metrics_of(tasks: Iterable[str | None], declared: Mapping[str, str]) -> dict[str, str]:
+    """The metric of each task: what the dataset declares, else that of SMolInstruct, else none.
+
+    Raises:
+        CrossFLError: a package that one of them needs is not installed.
+    """
+    found = {
+        task: metric for task in tasks if task and (metric := ({**TASKS, **declared}).get(task))
+    }
+    for metric in found.values():
+        if (package := PACKAGES.get(metric)) and find_spec(package) is None:
+            raise CrossFLError(
+                f"the metric {metric!r} needs {package}, which is not installed here: "
+                "pip install 'crossfl[chemistry]'"
+            )
+    return found
 
 
 def declared(dataset: Path) -> dict[str, str]:
@@ -114,11 +124,9 @@ def text(pairs: Pairs) -> Scores:
     BLEU, Papineni et al. 2002, https://aclanthology.org/P02-1040, over words and punctuation marks,
     unsmoothed; ROUGE, Lin 2004, https://aclanthology.org/W04-1013, mean over the samples.
     """
-    try:
-        from nltk.translate.bleu_score import corpus_bleu
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise _lacking("rouge-score") from None
+    from nltk.translate.bleu_score import corpus_bleu
+    from rouge_score.rouge_scorer import RougeScorer
+
     references = [[WORDS.findall(expected)] for _, expected in pairs]
     hypotheses = [WORDS.findall(written) for written, _ in pairs]
     scores: Scores = {}
@@ -140,11 +148,9 @@ def smiles(pairs: Pairs) -> Scores:
     their parts stand (a semicolon separates parts, too). Fingerprints are those of Morgan, radius
     2, 2,048 bits. An answer that is no molecule has the similarity 0.
     """
-    try:
-        from rdkit import Chem, DataStructs, rdBase
-        from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-    except ImportError:
-        raise _lacking("rdkit") from None
+    from rdkit import Chem, DataStructs, rdBase
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
     generator = GetMorganGenerator(radius=2, fpSize=2048)
 
     def molecule(written: str) -> "Chem.Mol | None":
@@ -175,6 +181,8 @@ METRICS: dict[str, Callable[[Pairs], Scores]] = {
     "text": text,
     "exact": exact,
 }
+PACKAGES = {"smiles": "rdkit", "text": "rouge_score"}
+"""What must be installed for a metric."""
 TASKS = {
     "forward_synthesis": "smiles",
     "retrosynthesis": "smiles",
@@ -209,7 +217,3 @@ def _number(written: str) -> float | None:
 def _truth(written: str) -> bool | None:
     word = written.lower().rstrip(".")
     return word in YES if word in (*YES, *NO) else None
-
-
-def _lacking(package: str) -> CrossFLError:
-    return CrossFLError(f"{package} is not installed here: pip install 'crossfl[chemistry]'")

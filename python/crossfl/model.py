@@ -35,6 +35,9 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 vision.register()
 
+MOST_TASKS = 64
+"""Tasks that a dataset may name."""
+
 
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The model in fp32 and its tokenizer, from a Hugging Face checkpoint directory.
@@ -115,6 +118,8 @@ def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
 def check_samples(model: nn.Module, samples: Sequence[Sample]) -> None:
     """Check that the model takes these samples: text, or images of one shape in its classes.
 
+    Tasks must be few, as their names and metrics leave the facility.
+
     Raises:
         CrossFLError: it does not.
     """
@@ -123,6 +128,8 @@ def check_samples(model: nn.Module, samples: Sequence[Sample]) -> None:
     wanted = "images" if classifies_images(config) else "text"
     if len(images) != (len(samples) if wanted == "images" else 0):
         raise CrossFLError(f"the model takes {wanted}, and the dataset holds something else")
+    if (tasks := len({sample.task for sample in samples})) > MOST_TASKS:
+        raise CrossFLError(f"the dataset names {tasks} tasks: {MOST_TASKS} at most")
     if len(shapes := {image.pixels.shape for image in images}) > 1:
         raise CrossFLError(f"the images are of {len(shapes)} shapes: make them of one")
     if images and max(image.label for image in images) >= int(config.num_labels or 0):
