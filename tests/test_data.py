@@ -76,7 +76,7 @@ def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
         ("d.jsonl", '{"label": 1}\n', "d.jsonl:1: a sample has"),
         ("d.jsonl", '{"prompt": "a", "completion": 1}\n', "each a string"),
         ("d.jsonl", '{"text": "a", "task": "a task"}\n', "d.jsonl:1: task 'a task': use letters"),
-        ("d.jsonl", '{"text": "a", "task": 3}\n', "d.jsonl:1: task 3: use letters"),
+        ("d.jsonl", '{"text": "a", "task": []}\n', "d.jsonl:1: task '\\[]': use letters"),
         ("d.jsonl", "", "is empty"),
         ("d.txt", "one line\n", "is empty: it has no train sample"),
         ("d.csv", "a,b\n", "is none of"),

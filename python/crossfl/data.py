@@ -191,7 +191,8 @@ def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
 
 def _sample(row: Any, where: str) -> Sample:
     if isinstance(row, dict):
-        if (task := row.get("task")) is not None:
+        task = None if row.get("task") is None else str(row["task"])
+        if task is not None:
             check_name(f"{where}: task", task)
         if {"pixels", "label"} <= set(row):
             return _image(row, task, where)

@@ -220,9 +220,9 @@ class Aggregation(Record):
 R = TypeVar("R", bound=Record)
 
 
-def check_name(what: str, name: Any) -> None:
+def check_name(what: str, name: str) -> None:
     """Refuse a name that could be anything but a plain word in a path, a table or a shell."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise CrossFLError(
             f"{what} {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
         )
