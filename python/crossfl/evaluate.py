@@ -95,6 +95,7 @@ def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
     task, training, here = from_flags(args, Task), from_flags(args, Training), args.outdir
     try:
+        site.check_present()
         record = evaluate(args.global_model, task, training, args.prompt)
     except Exception as error:
         record = _record(task, "absent", reason_of(error, args.on_failure))

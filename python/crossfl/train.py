@@ -176,6 +176,7 @@ def main(args: argparse.Namespace) -> None:
         train(args.global_model, task, training, args.outdir)
         return
     try:
+        site.check_present()
         if launch.is_wanted():
             launch.ranks(args.words)
         else:
