@@ -11,14 +11,16 @@ import torch
 
 from conftest import DATA, ROUND
 from crossfl import manifest, site
+from crossfl.batch import batch_of
 from crossfl.checkpoint import Tensors
 from crossfl.data import read
 from crossfl.errors import CrossFLError
 from crossfl.evaluate import evaluate
-from crossfl.model import batch_of, complete, load, summed_loss, validate
+from crossfl.model import complete, load, summed_loss, validate
+from crossfl.optimizer import learning_rate
+from crossfl.parallel import Parallel
 from crossfl.records import Task, Training
 from crossfl.train import absent, train
-from crossfl.trainer import learning_rate
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
@@ -134,15 +136,16 @@ def test_loss_counts_only_labelled_tokens() -> None:
 
     losses = []
     for sample in samples:
-        ids, labels = batch_of([encode(sample, tokenizer, 48)], torch.device("cpu"))
-        loss, count = summed_loss(model, ids, labels)
+        batch = batch_of([[encode(sample, tokenizer, 48)]], torch.device("cpu"))
+        ids, count = batch.ids, batch.tokens
+        loss = summed_loss(model, ids, batch.labels)
         own = torch.log_softmax(model(input_ids=ids).logits[0].double(), -1)
         start = len(sample.prompt or "")
         picked = [own[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]
         assert count == len(picked) == len(sample.text.encode()) + 1
         assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
-        losses.append((loss.item(), int(count)))
-    metrics = validate(model, tokenizer, samples, TRAINING)
+        losses.append((loss.item(), count))
+    metrics = validate(model, tokenizer, samples, TRAINING, Parallel(TRAINING))
     expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)

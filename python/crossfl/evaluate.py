@@ -34,11 +34,13 @@ def evaluate(
         samples = data.read(folder, "valid")[: training.validation_samples]
 
         # They build models: what is cheap to refuse has been refused before.
-        from crossfl.model import accelerator, complete, load, validate
+        from crossfl.model import complete, load, validate
+        from crossfl.parallel import Parallel
 
         network, tokenizer = load(model, training)
-        network = accelerator(training).prepare(network)
-        metrics: dict[str, Any] = validate(network, tokenizer, samples, training)
+        parallel = Parallel(training)
+        network = parallel.spread(network)
+        metrics: dict[str, Any] = validate(network, tokenizer, samples, training, parallel)
         metrics["samples"] = len(samples)
         prompted = [(s.prompt, s.text) for s in samples if s.prompt is not None]
         if match and prompted:

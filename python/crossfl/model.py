@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -20,8 +19,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from crossfl import checkpoint
-from crossfl.data import IGNORED, Encoded, Sample, encode, encode_prompt
+from crossfl.batch import batch_of
+from crossfl.data import IGNORED, Sample, encode, encode_prompt
 from crossfl.errors import CrossFLError
+from crossfl.parallel import Parallel
 from crossfl.records import Training
 
 transformers_logging.set_verbosity_error()
@@ -36,7 +37,9 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    model = load_weights(directory, torch.float32)
+    model = load_weights(directory, torch.float32, training.attention)
+    if training.activations == "recompute":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -52,8 +55,12 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     return model, tokenizer
 
 
-def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_weights(
+    directory: Path, dtype: torch.dtype | str, attention: str = "auto"
+) -> PreTrainedModel:
     """A causal language model, all of its weights from safetensors files.
+
+    Attention is computed as named; `auto` is the best that model and machine have.
 
     Raises:
         CrossFLError: a weight is missing or of another shape, or the files are no such model.
@@ -67,8 +74,9 @@ def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            attn_implementation=None if attention == "auto" else attention,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CrossFLError(f"the model in {directory} cannot be loaded: {error}") from None
     model, found = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
     if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
@@ -81,40 +89,21 @@ def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     return model
 
 
-def accelerator(training: Training) -> Accelerator:
-    """The devices and ranks of this machine, in the precision of the record."""
-    precision = "bf16" if training.precision == "bf16" else "no"
-    # Without being told that there is no GPU, accelerate takes each rank on a CPU for the only one.
-    gpu = torch.accelerator.is_available()
-    return Accelerator(mixed_precision=precision, cpu=not gpu)
+def summed_loss(
+    model: nn.Module, ids_BL: Tensor, labels_BL: Tensor, positions_BL: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy in nats summed over the tokens that have a label.
 
-
-def batch_of(samples: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, both [samples, longest], padded on the right.
-
-    Attention is causal, so no token sees the padding behind it and no mask is needed; the labels
-    keep the padding out of the loss.
+    Positions are given where a row holds several samples; else they count from the row's start.
     """
-    longest = max(len(sample.ids) for sample in samples)
-    ids_BL = torch.zeros(len(samples), longest, dtype=torch.long)
-    labels_BL = torch.full_like(ids_BL, IGNORED)
-    for row, sample in enumerate(samples):
-        ids_BL[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        labels_BL[row, : len(sample.labels)] = torch.tensor(sample.labels)
-    return ids_BL.to(device), labels_BL.to(device)
-
-
-def summed_loss(model: nn.Module, ids_BL: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats summed over the tokens that have a label, and their number."""
-    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
-    targets_BL = labels_BL[:, 1:]
-    loss = nn.functional.cross_entropy(
+    placed = {} if positions_BL is None else {"position_ids": positions_BL}
+    logits_BLV = model(input_ids=ids_BL, use_cache=False, **placed).logits[:, :-1]
+    return nn.functional.cross_entropy(
         logits_BLV.flatten(0, 1).float(),
-        targets_BL.flatten(),
+        labels_BL[:, 1:].flatten(),
         ignore_index=IGNORED,
         reduction="sum",
     )
-    return loss, (targets_BL != IGNORED).sum()
 
 
 @torch.no_grad()
@@ -123,18 +112,25 @@ def validate(
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Sample],
     training: Training,
+    parallel: Parallel,
 ) -> dict[str, float]:
-    """Mean loss (nats per token), perplexity and tokens over the validation samples."""
+    """Mean loss (nats per token), perplexity and tokens over the validation samples.
+
+    Each rank takes its share of them.
+    """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
     encoded = [encode(s, tokenizer, training.sequence_length) for s in samples]
     encoded.sort(key=lambda sample: len(sample.ids))  # little padding; the sum is the same
+    size = training.micro_batch or training.batch_size
     total, tokens = 0.0, 0
-    for start in range(0, len(encoded), training.batch_size):
-        batch = batch_of(encoded[start : start + training.batch_size], device)
-        loss, count = summed_loss(model, *batch)
-        total, tokens = total + loss.item(), tokens + int(count)
+    for start in range(0, len(encoded), size * parallel.number):
+        mine = encoded[start : start + size * parallel.number][parallel.rank :: parallel.number]
+        batch = batch_of([[sample] for sample in mine], parallel.device)
+        with parallel.autocast():
+            loss = summed_loss(model, batch.ids, batch.labels)
+        total, tokens = total + loss.item(), tokens + batch.tokens
+    total, tokens = parallel.gather(total, tokens).sum(0).tolist()
     model.train(was_training)
     if tokens == 0:
         raise CrossFLError(
@@ -142,7 +138,7 @@ def validate(
             f"sequence_length {training.sequence_length}"
         )
     mean = total / tokens
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": tokens}
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(tokens)}
 
 
 @torch.no_grad()
