@@ -58,12 +58,14 @@ def bind(
     config = {"file": relative(workflow, out)} | ({"settings": relative(job, out)} if job else {})
     bindings: list[dict[str, Any]] = [{"step": "/", "target": targets[vm.name]}]
     for step in FACILITY_STEPS:
-        chosen = [dict(targets[name]) for name in names]
+        # The last target is the stand-in's, which says why a facility is absent.
+        chosen = [dict(targets[name]) for name in [*names, vm.name]]
         bindings.append({"step": step, "target": chosen, "filters": ["by_facility"]})
     document = {
         "version": "v1.0",
         "workflows": {"federation": {"type": "cwl", "config": config, "bindings": bindings}},
         "bindingFilters": {"by_facility": {"type": "crossfl.facility", "config": {}}},
+        "failureManager": {"type": "crossfl.facility", "config": {}},
         "deployments": deployments,
         "database": {"type": "default", "config": {"connection": ":memory:"}},
     }

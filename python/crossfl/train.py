@@ -19,8 +19,9 @@ UPDATE = "update"
 def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, Any]:
     """Write `out/update`: the delta (local minus global weights) and the manifest returned.
 
-    First the received model is measured on the facility's validation split, in the same job: on a
-    queue, a job of its own would cost another wait. Of several ranks, the first one writes; the
+    The received model, and the local one it has become after training, are measured on the
+    facility's validation split in the same job: on a queue, a job of its own would cost another
+    wait. Of several ranks, the first one writes; the
     others return nothing.
 
     Raises:
@@ -43,6 +44,8 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
             validation = trainer.validate()
         with clock("train"):
             trained = trainer.train(progress)
+        with clock("evaluate"):
+            local = trainer.validate()
         if not trainer.leads:
             return {}
         rate = trained.tokens / max(clock.seconds["train"], 1e-9)
@@ -62,6 +65,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
                     "seconds": {phase: round(s, 3) for phase, s in clock.seconds.items()},
                     "metrics": {
                         "validation": validation,
+                        "local": local,
                         "training": {
                             "first_loss": trained.losses[0],
                             "last_loss": trained.losses[-1],
@@ -77,7 +81,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
             loss=trained.losses[-1],
             tokens_per_second=rate,
             seconds=sum(clock.seconds.values()),
-            message=f"validation loss {validation['loss']:.4f}",
+            message=f"validation loss {validation['loss']:.4f}, then {local['loss']:.4f}",
         )
         return written
 
@@ -122,7 +126,7 @@ class Clock:
         """Time what is done inside."""
         begun = time.monotonic()
         yield
-        self.seconds[phase] = time.monotonic() - begun
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
 
 
 def check_base(model: Path, task: Task) -> None:
@@ -172,6 +176,7 @@ def main(args: argparse.Namespace) -> None:
         train(args.global_model, task, training, args.outdir)
         return
     try:
+        site.check_present()
         if launch.is_wanted():
             launch.ranks(args.words)
         else:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -16,7 +17,7 @@ from crossfl import data, delta, encoding
 from crossfl.checkpoint import Tensors
 from crossfl.delta import Difference
 from crossfl.errors import CrossFLError
-from crossfl.model import accelerator, batch_of, load, summed_loss, validate
+from crossfl.model import accelerator, batch_of, check_samples, load, summed_loss, validate
 from crossfl.progress import Progress
 from crossfl.records import Task, Training
 from crossfl.residual import Residual
@@ -49,6 +50,7 @@ class Trainer:
         self._valid = data.read(dataset, "valid")[: training.validation_samples]
         set_seed(task.seed)
         network, self._tokenizer = load(model, training)
+        check_samples(network, [*self._samples, *self._valid])
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -59,8 +61,8 @@ class Trainer:
         """Whether this is the rank that writes and reports."""
         return bool(self._accelerator.is_main_process)
 
-    def validate(self) -> dict[str, float]:
-        """Loss, perplexity and tokens of the model as it is, on the validation split."""
+    def validate(self) -> dict[str, Any]:
+        """Metrics of the model as it is, on the validation split."""
         return validate(self._model, self._tokenizer, self._valid, self._training)
 
     def train(self, progress: Progress) -> Trained:
