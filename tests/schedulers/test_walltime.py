@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+import test_federation
 from conftest import ROOT, Site
 from crossfl.plan import plan
 from crossfl.records import Facility
 from crossfl.state import ServerState
 from test_federation import WORDS, bind, job_of, place_data
 
+python = test_federation.python
 ROUND = ROOT / "tests" / "cwl" / "round"
 
 
@@ -21,7 +23,7 @@ ROUND = ROOT / "tests" / "cwl" / "round"
 def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path, how: str) -> None:
     """The job script is the one that `crossfl bind` makes, with a command in place of the engine's.
 
-    At the walltime it stops by the clock; told by Slurm a minute before, or cancelled, by the signal.
+    At the walltime it stops by the clock; told a minute before, or cancelled, by the signal.
     """
     data = place_data(alpha, WORDS / "leonardo" / "words")
     (tmp_path / "data").mkdir()
