@@ -152,21 +152,21 @@ def test_packed_samples_do_not_see_each_other(kind: str, attention: str) -> None
     rows = pack(samples, 96)
     assert max(len(row) for row in rows) > 1
     packed = batch_of(rows, cpu)
-    loss = summed_loss(model, packed.ids, packed.labels, packed.positions)
+    loss = summed_loss(model, packed)
     loss.backward()
     gradient = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     total = torch.zeros(())
     for sample in samples:
         one = batch_of([[sample]], cpu)
-        each = summed_loss(model, one.ids, one.labels)
+        each = summed_loss(model, one)
         each.backward()
         total += each.detach()
     assert packed.tokens == sum(batch_of([[s]], cpu).tokens for s in samples)
     assert loss.item() == pytest.approx(total.item(), rel=1e-5)
     for found, parameter in zip(gradient, model.parameters(), strict=True):
         torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-4)
-    blind = summed_loss(model, packed.ids, packed.labels)
+    blind = summed_loss(model, dataclasses.replace(packed, positions=None))
     assert blind.item() != pytest.approx(total.item(), rel=1e-4)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import CWL, DATA, PRESERVE, ROOT, Run
 from crossfl.job import Job
@@ -118,3 +119,31 @@ def test_a_step_bound_to_the_wrong_place_does_not_train(run: Run, tmp_path: Path
     result = run(*command, cwd=federation, CROSSFL_FACILITY="*", CROSSFL_DATA=str(DATA))
     assert result.returncode == 1
     assert "CROSSFL_FACILITY is not set, so this is not known to be leonardo" in result.stderr
+
+
+def test_a_facility_out_of_reach_costs_its_own_part_only(run: Run, tmp_path: Path) -> None:
+    """Its login node refuses connections, in every round and in the evaluation."""
+    federation = Path(shutil.copytree(CWL, tmp_path / "tests" / "cwl"))
+    for folder in ("workflows", "steps"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (federation / "known_hosts").touch()
+    bindings = yaml.safe_load((federation / "streamflow.yml").read_text())
+    bindings["deployments"]["karolina"] = {
+        "type": "crossfl.ssh",
+        "workdir": "/tmp",
+        "config": {"nodes": ["127.0.0.1:1"], "knownHosts": "known_hosts", "retryDelay": 0},
+    }
+    (federation / "streamflow.yml").write_text(yaml.safe_dump(bindings))
+    job = yaml.safe_load((federation / "federation.yml").read_text())
+    job["aggregation"]["quorum"] = 1
+    (federation / "federation.yml").write_text(yaml.safe_dump(job))
+    result = run("streamflow", "run", "--outdir", "out", "streamflow.yml", cwd=federation)
+    assert result.returncode == 0, result.stderr
+    lines = (federation / "out" / "history.jsonl").read_text().splitlines()
+    evaluation = json.loads((federation / "out" / "evaluation.json").read_text())
+    for record in [*map(json.loads, lines), evaluation]:
+        karolina, leonardo = (record["facilities"][name] for name in ("karolina", "leonardo"))
+        assert leonardo["status"] == "complete"
+        assert karolina["status"] == "absent"
+        assert "host 127.0.0.1:1: connection refused" in karolina["reason"]
+        assert "`nodes`" in karolina["reason"]  # nothing of a reason is run by a shell

@@ -6,7 +6,6 @@ What is checked here is form. That a facility takes the jobs can only be seen th
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,15 +129,16 @@ def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-@pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
-def test_shellcheck(name: str, crossfl_bind: Bind) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_it_passes_the_check(
+    name: str, crossfl_bind: Bind, capsys: pytest.CaptureFixture[str]
+) -> None:
     crossfl_bind("--facility", f"site={name}", *required(name, "site"))
-    text = Path("streamflow.d/site.sh").read_text().replace("{{streamflow_command}}", "true")
-    checked = subprocess.run(
-        ["shellcheck", "--severity=warning", "-"], input=text, text=True, capture_output=True
-    )
-    assert checked.returncode == 0, checked.stdout
+    status = cli.main(["check", "--offline", "--format", "json", "streamflow.yml"])
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert status == 0, results
+    checks = {row["check"] for row in results if row["facility"] == "site"}
+    assert checks == {"settings"} | ({"job script", "shellcheck"} if name != "local" else set())
 
 
 @pytest.mark.parametrize("name", SCHEDULED)
@@ -244,6 +244,7 @@ def test_ready_federations(name: str, crossfl_bind: Bind) -> None:
     status, said = crossfl_bind("--from", path, *words, "-o", f"{name}.yml")
     assert status == 0, said
     assert {*facilities, "vm"} <= set(load(Path(f"{name}.yml"))["deployments"])
+    assert cli.main(["check", "--offline", f"{name}.yml"]) == 0
     assert "02:00:00" in Path(f"{name}.d/{next(iter(facilities))}.sh").read_text()
 
 
@@ -258,6 +259,21 @@ def test_the_aggregation_machine_may_be_another(crossfl_bind: Bind) -> None:
     target = document["workflows"]["federation"]["bindings"][0]["target"]
     assert target == {"deployment": "vm", "service": "train"}
     assert "CROSSFL_FACILITY" not in Path("streamflow.d/vm.sh").read_text()
+
+
+@pytest.mark.parametrize("foreign", ["streamflow.yml", "streamflow.d/vega.sh"])
+def test_what_others_made_stays(foreign: str, crossfl_bind: Bind) -> None:
+    Path("streamflow.d").mkdir()
+    Path(foreign).write_text("mine\n")
+    words = ["--facility", "vega", *required("vega", "vega")]
+    status, said = crossfl_bind(*words)
+    assert status == cli.BAD_INPUT
+    assert f"{foreign} is there, and not made by 'crossfl bind'" in said
+    assert Path(foreign).read_text() == "mine\n"
+    assert [p for p in Path().rglob("*") if p.is_file()] == [Path(foreign)]
+    for more in (["--force"], []):  # what was made by it may be made again
+        assert crossfl_bind(*words, *more)[0] == 0
+    assert Path(foreign).read_text() != "mine\n"
 
 
 def test_the_result_is_the_same_each_time(crossfl_bind: Bind) -> None:

@@ -13,13 +13,15 @@ from crossfl import gate, manifest, outputs
 from crossfl.average import Averaging
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
-from crossfl.gate import Excluded, Refused, Update
+from crossfl.gate import BelowQuorumError, Excluded, Refused, Update
 from crossfl.progress import Progress
 from crossfl.records import Aggregation
-from crossfl.state import ServerState
+from crossfl.state import UPDATES, ServerState
 from crossfl.stream import PIECE
 
 MODEL, STATE = "global_model", "state"
+COUNTS = ("tokens", "samples", "steps", "bytes", "seconds", "metrics")
+"""What the history takes over from an update's manifest, besides status and reason."""
 
 
 def aggregate(
@@ -48,21 +50,25 @@ def aggregate(
         piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
 
     Raises:
-        CrossFLError: fewer good updates than the quorum, or model or state are damaged. Nothing
-            was written.
+        CrossFLError: fewer good updates than the quorum, where the aggregation record says to
+            stop, or model or state are damaged. Nothing was written.
     """
+    server = ServerState.load(state)
     if not updates:
         raise CrossFLError("no update was given: name one directory for each facility")
-    server = ServerState.load(state)
     described = manifest.read(model, "model")
     if described["digest"] != server.model:
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
     weights = Tensors.of_model(model)
     manifest.verify(model, "model", only=_copied(described, weights))
+    updates = [*updates, *server.held_updates(state)]
     admitted, excluded = gate.admit(updates, server, weights.floats())
     while True:
         averaging = Averaging(state, weights, admitted, server.aggregation, threads, piece)
-        gate.check_quorum(admitted, excluded, server.aggregation, averaging.least)
+        try:
+            gate.check_quorum(admitted, excluded, server, averaging.least)
+        except BelowQuorumError as shortfall:
+            return _below_quorum(model, state, server, admitted, excluded, shortfall, out)
         try:
             return _publish(model, server, averaging, excluded, out)
         except Refused as refused:
@@ -103,8 +109,13 @@ def more(state: ServerState) -> bool:
     rules = state.aggregation
     loss = state.history[-1]["loss"]
     met = rules.target_loss is not None and loss is not None and loss <= rules.target_loss
-    late = rules.max_seconds is not None and time.time() - state.started >= rules.max_seconds
-    return state.round < state.rounds and not met and not late
+    return state.round < state.rounds and not met and not late(state)
+
+
+def late(state: ServerState) -> bool:
+    """Whether no round may begin any more."""
+    limit = state.aggregation.max_seconds
+    return limit is not None and time.time() - state.started >= limit
 
 
 def _copied(described: Mapping[str, Any], weights: Tensors) -> set[str]:
@@ -135,34 +146,94 @@ def _publish(
         round_ = server.round + 1
         digest = manifest.write(directory, "model", {"round": round_}, sums)["digest"]
         entry = _history(server, averaging, excluded) | {"model": digest}
-        server = replace(server, round=round_, model=digest, history=[*server.history, entry])
+        history = [*server.history, entry]
+        server = replace(server, round=round_, model=digest, held=[], waits=0, history=history)
         server.save(memory, sums)
     return more(server)
+
+
+def _below_quorum(
+    model: Path,
+    state: Path,
+    server: ServerState,
+    admitted: Sequence[Update],
+    excluded: Sequence[Excluded],
+    shortfall: BelowQuorumError,
+    out: Path,
+) -> bool:
+    """Do what the aggregation record says where too few updates are left; the model stays.
+
+    A round that is skipped counts, and what it brought is thrown away. One that waits is asked for
+    again, of those that are missing; the state holds what the others delivered.
+
+    Raises:
+        BelowQuorumError: the run is to stop, or it has waited for as long as it may.
+    """
+    rules = server.aggregation
+    if rules.below_quorum == "stop" or (rules.below_quorum == "wait" and late(server)):
+        raise shortfall
+    with manifest.publish(out / MODEL) as directory, manifest.publish(out / STATE) as memory:
+        outputs.link_tree(model, directory)
+        for path in state.glob("*.safetensors"):
+            outputs.link(path, memory / path.name)
+        if rules.below_quorum == "skip":
+            entry = _skipped(server, admitted, excluded, str(shortfall))
+            server = replace(server, round=server.round + 1, history=[*server.history, entry])
+            server = replace(server, held=[], waits=0)
+        else:
+            for update in admitted:
+                outputs.link_tree(update.path, memory / UPDATES / update.facility)
+            held = sorted(update.facility for update in admitted)
+            server = replace(server, held=held, waits=server.waits + 1)
+        known = manifest.read(state, "state")["files"]
+        server.save(memory, {n: e["sha256"] for n, e in known.items() if n.endswith("tensors")})
+    return rules.below_quorum == "wait" or more(server)
+
+
+def _skipped(
+    server: ServerState, admitted: Sequence[Update], excluded: Sequence[Excluded], reason: str
+) -> dict[str, Any]:
+    """The history of a round that was skipped: what was trained in it does not count."""
+    unused = [
+        Excluded(u.facility, "unused", "the round was skipped", {"bytes": u.manifest["bytes"]})
+        for u in admitted
+    ]
+    entry = _entry(server, [*excluded, *unused], {}, [u.loss() for u in admitted])
+    return entry | {"skipped": reason, "model": server.model}
 
 
 def _history(
     server: ServerState, averaging: Averaging, excluded: Sequence[Excluded]
 ) -> dict[str, Any]:
-    counts = ("tokens", "samples", "steps", "bytes", "seconds", "metrics")
+    counted = {}
+    for update, share in zip(averaging.updates, averaging.coefficients, strict=True):
+        said, name = update.manifest, update.facility
+        counted[name] = {"share": share, "norm": averaging.norms[name]} | {
+            key: said[key] for key in ("status", "reason", *COUNTS)
+        }
+    return _entry(server, excluded, counted, [u.loss() for u in averaging.updates])
+
+
+def _entry(
+    server: ServerState,
+    excluded: Sequence[Excluded],
+    counted: Mapping[str, Any],
+    losses: Sequence[float | None],
+) -> dict[str, Any]:
     nothing: dict[str, Any] = {"seconds": {}, "metrics": {}}
     facilities = {
         e.facility: {"share": 0.0, "norm": None, "status": e.status, "reason": e.reason}
-        | {key: e.manifest.get(key, nothing.get(key, 0)) for key in counts}
+        | {key: e.manifest.get(key, nothing.get(key, 0)) for key in COUNTS}
         for e in excluded
-    }
-    for update, share in zip(averaging.updates, averaging.coefficients, strict=True):
-        said, name = update.manifest, update.facility
-        facilities[name] = {"share": share, "norm": averaging.norms[name]} | {
-            key: said[key] for key in ("status", "reason", *counts)
-        }
-    losses = [loss for u in averaging.updates if (loss := u.loss()) is not None]
+    } | dict(counted)
+    known = [loss for loss in losses if loss is not None]
     return {
         "round": server.round + 1,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - server.started, 3),
-        "loss": sum(losses) / len(losses) if losses else None,
+        "loss": sum(known) / len(known) if known else None,
         "facilities": dict(sorted(facilities.items())),
-    }
+    } | ({"waits": server.waits} if server.waits else {})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,11 +255,23 @@ def main(args: argparse.Namespace) -> None:
     begun = time.monotonic()
     another = aggregate(args.global_model, args.state, args.update, here)
     state = ServerState.load(here / STATE)
-    with Progress(round=state.round, rounds=state.rounds) as progress:
-        progress(
-            "aggregate",
-            loss=state.history[-1]["loss"],
-            seconds=time.monotonic() - begun,
-            message=f"{len(args.update)} updates" + ("" if another else ", last round"),
-        )
+    with Progress(round=state.round + (state.waits > 0), rounds=state.rounds) as progress:
+        if state.waits:
+            wait = state.aggregation.wait_seconds
+            held = ", ".join(state.held) or "nobody"
+            progress("wait", message=f"below the quorum, with {held}; asking again in {wait:g} s")
+            time.sleep(wait)
+        else:
+            last = state.history[-1]
+            message = (
+                "skipped: " + last["skipped"]
+                if "skipped" in last
+                else f"{len(args.update)} updates"
+            )
+            progress(
+                "aggregate",
+                loss=last["loss"],
+                seconds=time.monotonic() - begun,
+                message=message + ("" if another else ", last round"),
+            )
     outputs.write(here, next_model=here / MODEL, next_state=here / STATE, more=another)

@@ -126,29 +126,60 @@ def check_sums(updates: Sequence[Update], sums: Mapping[Path, str]) -> dict[str,
     return reasons
 
 
+class BelowQuorumError(CrossFLError):
+    """Too few updates are left; what then is for the aggregation record to say."""
+
+
 def check_quorum(
-    updates: Sequence[Update], excluded: Sequence[Excluded], aggregation: Aggregation, least: int
+    updates: Sequence[Update], excluded: Sequence[Excluded], server: ServerState, least: int
 ) -> None:
     """Check that enough updates are left, for the quorum and for the combination.
 
     Raises:
-        CrossFLError: they are not; the message names each facility that is missing, and why.
+        BelowQuorumError: they are not; the message names each facility that is missing, and why.
     """
-    asked = len(updates) + len(excluded)
-    needed = asked if aggregation.quorum is None else aggregation.quorum
-    if len(updates) >= max(needed, least, 1):
+    rules, asked = server.aggregation, len(updates) + len(excluded)
+    needed = rules.quorum or (asked if rules.quorum_share is None else 1)
+    share = share_present(updates, excluded, server)
+    if len(updates) < needed:
+        why = f"the quorum is {needed}"
+    elif len(updates) < max(least, 1):
+        why = f"{rules.combination} with dishonest={rules.dishonest} needs {least}"
+    elif rules.quorum_share is not None and share < rules.quorum_share:
+        why = f"they have {share:.3g} of the weight, where the quorum is {rules.quorum_share:.3g}"
+    else:
         return
     missing = "; ".join(f"{e.facility} is {e.status}: {e.reason}" for e in excluded)
-    why = (
-        f"the quorum is {needed}"
-        if len(updates) < needed
-        else f"{aggregation.combination} with dishonest={aggregation.dishonest} needs {least}"
-    )
-    raise CrossFLError(
+    raise BelowQuorumError(
         f"{len(updates)} of {asked} updates can be averaged, and {why}"
         + (f": {missing}" if missing else "")
         + ". The global model stays as it was"
     )
+
+
+def share_present(
+    updates: Sequence[Update], excluded: Sequence[Excluded], server: ServerState
+) -> float:
+    """The share of the round's weight that its good updates have.
+
+    What is missing is taken to weigh what its facility weighed last; one that never delivered, as
+    much as the mean of the others.
+    """
+    rules = server.aggregation
+    present = [update.weight(rules) for update in updates]
+    missing = [_last_weight(server, each.facility) for each in excluded]
+    known = present + [weight for weight in missing if weight is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    total = sum(present) + sum(mean if weight is None else weight for weight in missing)
+    return sum(present) / total if total else 0.0
+
+
+def _last_weight(server: ServerState, facility: str) -> int | None:
+    rules = server.aggregation
+    for entry in reversed(server.updates(facility)):
+        if entry["share"] > 0:
+            return 1 if rules.weighting == "equal" else int(entry[rules.weighting])
+    return None
 
 
 def _check_fields(found: Mapping[str, Any]) -> None:

@@ -54,14 +54,15 @@ def initialise(
             _copy_model(model, directory)
         elif config is not None:
             _random_model(config, seed, directory)
-        loaded = _tokenizer(tokenizer, model)
-        vocabulary = _vocabulary(directory / "config.json")
-        if len(loaded) > vocabulary:
-            raise CrossFLError(
-                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is {vocabulary}: "
-                "take the model's own tokenizer, or raise vocab_size in config.json"
-            )
-        loaded.save_pretrained(directory)
+        if (vocabulary := _vocabulary(directory / "config.json")) is not None:
+            loaded = _tokenizer(tokenizer, model)
+            if len(loaded) > vocabulary:
+                raise CrossFLError(
+                    f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+                    f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
+                    "config.json"
+                )
+            loaded.save_pretrained(directory)
         described = manifest.write(directory, "model", {"round": 0})
         sums = start(Tensors.of_model(directory), aggregation, memory)
         ServerState(
@@ -90,17 +91,19 @@ def _copy_model(model: Path, directory: Path) -> None:
 
 
 def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoConfig
 
-    logging.disable_progress_bar()
+    from crossfl.model import kind_of
+
     try:
         values = json.loads(config.read_text())
         settings = AutoConfig.for_model(**values)
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(settings)
+        network = kind_of(settings).from_config(settings)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CrossFLError(f"{config} does not describe a causal language model: {error}") from None
+        raise CrossFLError(
+            f"{config} describes neither a causal language model nor an image classifier: {error}"
+        ) from None
     network.save_pretrained(directory)
 
 
@@ -144,8 +147,15 @@ def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, 
     return sums
 
 
-def _vocabulary(config: Path) -> int:
+def _vocabulary(config: Path) -> int | None:
+    """Tokens that the model knows; an image classifier knows none."""
+    from transformers import AutoConfig
+
+    from crossfl.model import classifies_images
+
     values: dict[str, Any] = json.loads(config.read_text())
+    if classifies_images(AutoConfig.for_model(**values)):
+        return None
     try:
         return int(values["vocab_size"])
     except (KeyError, TypeError, ValueError):

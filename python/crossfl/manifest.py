@@ -63,7 +63,7 @@ def write(
             "sha256": known.get(name) or sha256(path),
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != FILE
+        if path.is_file() and path != directory / FILE
     }
     manifest = {"kind": kind, "format": FORMAT, **fields, "digest": _digest(files), "files": files}
     (directory / FILE).write_text(json.dumps(manifest, indent=1) + "\n")

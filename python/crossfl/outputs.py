@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,22 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Give a directory a second name, file by file; nothing may be changed in place after that."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            link(path, target / path.relative_to(source))
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, a hard link where the file system has them, or else a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _cwl(value: Any, directory: Path) -> Any:

@@ -45,6 +45,8 @@ def plan(
     for facility in sorted(facilities, key=lambda f: f.name):
         if not _takes_part(facility, number, purpose):
             continue
+        if training and facility.name in state.held:
+            continue  # its update of this round waits for those of the others
         steps = facility.local_steps or local_steps
         tasks.append(
             Task(
@@ -58,6 +60,8 @@ def plan(
                 samples_seen=sum(u["samples"] for u in state.updates(facility.name)),
                 data_seed=derive_seed(state.seed, facility.name),
                 base=state.model,
+                attempts=facility.attempts,
+                queue_timeout=facility.queue_timeout,
             )
         )
     return number, tasks

@@ -83,6 +83,14 @@ class Facility(Record):
     joins: int = option("First round it takes part in. Default 1.", 1, least=1)
     leaves: int | None = option("Last round it takes part in; unset, it stays.", None, least=1)
     skips: tuple[int, ...] = option("Rounds it sits out. Default none.", (), least=1)
+    attempts: int = option(
+        "Times that a job of it is tried before it counts as absent. Default 2.", 2, least=1
+    )
+    queue_timeout: int | None = option(
+        "Seconds that a job of it may wait in the queue; unset, as its deployment says.",
+        None,
+        least=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +111,14 @@ class Task(Record):
     samples_seen: int = option("Samples this facility has trained on before.", least=0)
     data_seed: int = option("Seed of the order of the facility's samples.", least=0)
     base: str = option("Digest of the global model that the task starts from.")
+    attempts: int = option(
+        "Times that the job is tried before the facility counts as absent. Default 2.", 2, least=1
+    )
+    queue_timeout: int | None = option(
+        "Seconds that the job may wait in the queue; unset, as its deployment says.",
+        None,
+        least=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,6 +252,19 @@ class Aggregation(Record):
     )
     quorum: int | None = option(
         "Updates that a round needs; unset, one from every facility.", None, least=1
+    )
+    quorum_share: float | None = option(
+        "Share of the federation's weight that a round needs; unset, the quorum alone counts.",
+        None,
+        least=0,
+    )
+    below_quorum: Literal["stop", "skip", "wait"] = option(
+        "Below the quorum, stop, skip the round, or wait and ask again who was missing. "
+        "Default stop.",
+        "stop",
+    )
+    wait_seconds: float = option(
+        "Seconds to wait below the quorum before asking again. Default 300.0.", 300.0, least=0
     )
     largest_weight: int | None = option(
         "Largest weight, in the unit of the weighting, that an update may claim.", None, least=1

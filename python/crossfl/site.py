@@ -1,5 +1,6 @@
 """Where a step runs: which facility this is, where its data lies, how long its job queued."""
 
+import base64
 import contextlib
 import json
 import os
@@ -15,6 +16,9 @@ from crossfl.records import Task
 FACILITY = "CROSSFL_FACILITY"
 DATA = "CROSSFL_DATA"
 STATE = "CROSSFL_STATE"
+ABSENT = "CROSSFL_ABSENT"
+"""Why this machine stands in for the task's facility, in base64, which no shell reads as anything
+else; unset at the facility itself."""
 ANY = "*"
 
 
@@ -44,6 +48,16 @@ def data_root(task: Task) -> Path:
     if not folder.is_dir():
         raise CrossFLError(f"{DATA} at {task.facility} is {folder}, which is not a folder")
     return folder
+
+
+def check_present() -> None:
+    """Check that this is no stand-in for a facility that could not do its task.
+
+    Raises:
+        CrossFLError: it is one; the message is the reason.
+    """
+    if reason := os.environ.get(ABSENT):
+        raise CrossFLError(base64.b64decode(reason).decode())
 
 
 def state_root(task: Task) -> Path:

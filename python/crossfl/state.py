@@ -15,6 +15,7 @@ from crossfl.records import Aggregation
 
 STATE = "state.json"
 HISTORY = "history.jsonl"
+UPDATES = "updates"
 MASTER = "master"
 """The family of files with the fp32 master weights: `master.model.safetensors`, …"""
 
@@ -37,8 +38,16 @@ class ServerState:
     """Digest of the current global model."""
     round: int = 0
     """Rounds finished."""
+    held: list[str] = field(default_factory=list)
+    """Facilities whose updates of the round to come are here already, in `updates/<facility>`."""
+    waits: int = 0
+    """Times that the round to come was below its quorum, and is asked for again."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each finished round."""
+
+    def held_updates(self, directory: Path) -> list[Path]:
+        """The updates that the state in a directory holds."""
+        return [directory / UPDATES / facility for facility in self.held]
 
     @classmethod
     def load(cls, directory: Path) -> "ServerState":

@@ -22,10 +22,10 @@ def train(
 ) -> dict[str, Any]:
     """Write `out/update`: the delta (local minus global weights) and the manifest returned.
 
-    First the received model is measured on the facility's validation split, in the same job: on a
-    queue, a job of its own would cost another wait. Of several ranks, the first one writes; the
-    others return nothing. Where time runs out (`crossfl.budget`), the update is partial, with the
-    number of steps that were done.
+    The received model, and the local one it has become after training, are measured on the
+    facility's validation split in the same job: on a queue, a job of its own would cost another
+    wait. Of several ranks, the first one writes; the others return nothing. Where time runs out
+    (`crossfl.budget`), the update is partial, with the number of steps that were done.
 
     Raises:
         CrossFLError: this is not the task's facility, model or dataset are unfit, or there was no
@@ -47,7 +47,9 @@ def train(
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):
-            trained = trainer.train(progress, notice or Notice())
+            trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
+        with clock("evaluate"):
+            local = trainer.validate()
         status = "complete" if trained.reason is None else "partial"
         reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
         if not trainer.leads:
@@ -72,6 +74,7 @@ def train(
                     "seconds": {phase: round(s, 3) for phase, s in clock.seconds.items()},
                     "metrics": {
                         "validation": validation,
+                        "local": local,
                         "training": {
                             "first_loss": trained.losses[0],
                             "last_loss": trained.losses[-1],
@@ -88,8 +91,8 @@ def train(
             loss=trained.losses[-1],
             tokens_per_second=rate,
             seconds=sum(clock.seconds.values()),
-            message=f"validation loss {validation['loss']:.4f}"
-            + ("" if reason is None else f", partial: {reason}"),
+            message=f"validation loss {validation['loss']:.4f}, then {local['loss']:.4f}"
+            + ("" if reason is None else f"; partial: {reason}"),
         )
         return written
 
@@ -134,7 +137,7 @@ class Clock:
         """Time what is done inside."""
         begun = time.monotonic()
         yield
-        self.seconds[phase] = time.monotonic() - begun
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
 
 
 def check_base(model: Path, task: Task) -> None:
@@ -183,6 +186,7 @@ def main(args: argparse.Namespace) -> None:
     if launch.is_rank():
         launch.join()
     try:
+        site.check_present()
         if launch.is_wanted():
             launch.ranks(args.words, notice)
         else:

@@ -6,19 +6,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from crossfl import data, delta, encoding
-from crossfl.batch import Batch, batch_of, pack
+from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
 from crossfl.delta import Difference
 from crossfl.errors import CrossFLError
 from crossfl.memory import Memory
-from crossfl.model import load, summed_loss, validate
+from crossfl.model import check_samples, load, summed_loss, validate
 from crossfl.noise import GradientNoise
 from crossfl.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
 from crossfl.parallel import Parallel, full, norm, placed
@@ -74,6 +75,7 @@ class Trainer:
         saves = training.checkpoint_steps is not None
         self._savepoint = Savepoint(task, training, facts) if saves else None
         network, self._tokenizer = load(model, training)
+        check_samples(network, [*self._samples, *self._valid])
         self._model = self._parallel.spread(network)
         self._parameters = learning(self._parallel.whole(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
@@ -84,23 +86,24 @@ class Trainer:
         """Whether this is the rank that writes and reports."""
         return self._parallel.leads
 
-    def validate(self) -> dict[str, float]:
-        """Loss, perplexity and tokens of the model as it is, on the validation split."""
+    def validate(self) -> dict[str, Any]:
+        """Metrics of the model as it is, on the validation split."""
         return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
 
-    def train(self, progress: Progress, notice: Notice) -> Trained:
+    def train(self, progress: Progress, notice: Notice, after: float = 0.0) -> Trained:
         """Take the local steps, or as many as there is time for.
 
         The loss of a step is the mean over all tokens of the global batch, whatever their share in
         each micro-batch and on each rank: ranks average gradients, hence the factor of their
-        number. Whether to stop is agreed before each step, so all ranks stop together.
+        number. Whether to stop is agreed before each step, so all ranks stop together. What follows
+        is taken to last `after` seconds, for which time is left before the job ends.
 
         Raises:
             CrossFLError: the loss is not finite, or there was no time for a single step.
         """
         task, training = self._task, self._training
         done = self._begin()
-        budget = Budget(training, notice, done.seconds, self.leads)
+        budget = Budget(training, notice, done.seconds, after, self.leads)
         self._model.train()
         while done.steps < task.local_steps:
             batches = self._batches(done.steps)
@@ -116,7 +119,7 @@ class Trainer:
                 break
             tokens, read = (int(n) for n in said[:, :2].sum(0))
             blank = int(said[:, 2].max()) - len(batches)
-            batches += [batch_of([], self._parallel.device)] * blank
+            batches += [batches[-1].blank()] * blank
             # What a step draws at random follows from its number: nothing is to be remembered.
             torch.manual_seed(derive_seed(task.seed, str(done.steps), str(self._parallel.rank)))
             loss = self._step(batches, tokens, learning_rate(done.steps, task, training), done)
@@ -231,7 +234,7 @@ class Trainer:
             for i in indices[self._parallel.rank :: self._parallel.number]
         ]
         packs = training.batching == "packed"
-        rows = pack(encoded, training.sequence_length) if packs else [[s] for s in encoded]
+        rows = rows_of(encoded, training.sequence_length if packs else None)
         most = training.micro_batch or len(rows)
         return [
             batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)
@@ -247,7 +250,7 @@ class Trainer:
         for i, batch in enumerate(batches):
             with parallel.alone(self._model, i < len(batches) - 1):
                 with parallel.autocast():
-                    loss = summed_loss(self._model, batch.ids, batch.labels, batch.positions)
+                    loss = summed_loss(self._model, batch)
                 torch.autograd.backward(loss * scale)
             total += loss.detach()
             if i == 0 and probes and batch.tokens:

@@ -21,34 +21,7 @@ from crossfl.simulate import simulate
 
 CANARY = "canary-4b1d7e"
 WORDS = ROOT / "tests" / "cwl" / "data"
-SETUP_SECONDS, RUN_SECONDS = 900, 420
-
-
-@pytest.fixture(scope="session")
-def python(testbed: dict[str, Any]) -> Path:
-    """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
-    folder = Path(testbed["home"]).parent / "python"
-    ready = folder / "crossfl-ready"
-    if not ready.exists():
-        subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
-        install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
-        install += ["install", "--disable-pip-version-check"]
-        lock = ["-r", ROOT / "requirements.lock"]
-        subprocess.run([*install, *lock], check=True, timeout=SETUP_SECONDS)
-        ready.touch()
-    source = folder / "source"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "python"):
-        path = ROOT / name
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
-    install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
-    subprocess.run(
-        [*install, "install", "--no-deps", "--force-reinstall", source],
-        check=True,
-        timeout=SETUP_SECONDS,
-    )
-    return folder
+RUN_SECONDS = 420
 
 
 def place_data(site: Site, words: Path) -> Path:

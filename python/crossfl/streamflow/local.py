@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
+from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
 from streamflow.log_handler import logger
@@ -18,6 +19,7 @@ from streamflow.log_handler import logger
 from crossfl import progress, site
 from crossfl.streamflow.archive import SafeCopies
 from crossfl.streamflow.ending import interrupt_on_termination
+from crossfl.streamflow.failures import absence
 
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
 """Tells the steps of these deployments from other processes of the engine."""
@@ -92,6 +94,22 @@ class FacilityLocalConnector(LocalConnector):
             cls._follower.stop()
             cls._follower = None
             Path(os.environ.pop(progress.VARIABLE)).unlink(missing_ok=True)
+
+    async def run(
+        self,
+        location: ExecutionLocation,
+        command: MutableSequence[str],
+        environment: MutableMapping[str, str] | None = None,
+        *args: Any,
+        job_name: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, int] | None:
+        """Run a command; a stand-in is told why it stands in."""
+        environment = {**(environment or {}), **absence(job_name)}
+        answer: tuple[str, int] | None = await super().run(
+            location, command, environment, *args, job_name=job_name, **kwargs
+        )
+        return answer
 
     async def get_available_locations(
         self, service: str | None = None

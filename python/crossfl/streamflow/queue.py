@@ -26,6 +26,7 @@ from streamflow.log_handler import logger
 
 from crossfl.streamflow.archive import SafeStreams
 from crossfl.streamflow.ending import interrupt_on_termination
+from crossfl.streamflow.failures import FacilityFailureManager
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ ADVICE = {
     "NODE_FAIL": "a node failed under it; run it again",
     "OUT_OF_MEMORY": "ask for more memory, or train with smaller batches",
     "PREEMPTED": "jobs of higher priority took its nodes; choose another partition or QOS",
-    "QUEUE_TIMEOUT": "raise `queueTimeout`, or choose a partition with a shorter queue",
+    "QUEUE_TIMEOUT": "raise `queue_timeout`, or choose a partition with a shorter queue",
     "SPECIAL_EXIT": "the site holds it; look at it with the scheduler's own commands",
     "TIMEOUT": "raise its wall-clock limit, or give it less to do",
     "UNKNOWN": "it left the queue, and neither job history nor accounting knows how it ended",
@@ -217,9 +218,9 @@ class QueueConnector(SafeStreams, QueueManagerConnector, ABC):
                 reports[job_id] = await self._explain_kill(report, location)
             elif report.pending and self._waited_too_long(job_id):
                 await self._cancel([job_id], forget=False)
+                waited = f"pending for {self._queue_limit(job_id)} s"
                 reports[job_id] = JobReport(
-                    state="QUEUE_TIMEOUT",
-                    reason=f"pending for {self.queueTimeout} s: {report.reason or 'no reason'}",
+                    state="QUEUE_TIMEOUT", reason=f"{waited}: {report.reason or 'no reason'}"
                 )
             elif not report.pending:
                 self._pending_since.pop(job_id, None)
@@ -241,7 +242,14 @@ class QueueConnector(SafeStreams, QueueManagerConnector, ABC):
 
     def _waited_too_long(self, job_id: str) -> bool:
         since = self._pending_since.setdefault(job_id, time.monotonic())
-        return self.queueTimeout is not None and time.monotonic() - since >= self.queueTimeout
+        limit = self._queue_limit(job_id)
+        return limit is not None and time.monotonic() - since >= limit
+
+    def _queue_limit(self, job_id: str) -> int | None:
+        """Seconds that a job may wait: as its task says, or else the deployment."""
+        manager = FacilityFailureManager.current
+        limits = manager.queue_timeouts if manager else {}
+        return limits.get(self._names[job_id], self.queueTimeout)
 
     def _may_be_remembered(self, job_id: str) -> bool:
         since = self._forgotten_since.setdefault(job_id, time.monotonic())
@@ -288,6 +296,8 @@ class QueueConnector(SafeStreams, QueueManagerConnector, ABC):
         if report.state == "FAILED" and report.exit_code and not report.signal:
             # The command's own verdict: the workflow may call some exit codes a success.
             logger.error(message)
+            if manager := FacilityFailureManager.current:
+                manager.words[job_name] = message
             return report.exit_code
         raise WorkflowExecutionException(message)
 

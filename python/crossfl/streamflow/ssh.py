@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import time
+from collections.abc import MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 from streamflow.core.deployment import ExecutionLocation
-from streamflow.core.exception import WorkflowExecutionException
+from streamflow.core.exception import UnrecoverableWorkflowException, WorkflowExecutionException
+from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.ssh import (
     SSHConfig,
     SSHContext,
@@ -28,9 +31,16 @@ from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnect
 from streamflow.log_handler import logger
 
 from crossfl.streamflow.archive import SafeStreams
+from crossfl.streamflow.failures import absence
 
 KEEPALIVE_SECONDS = 15
 """A connection that is silent for four times this long is dead, and said to be so."""
+
+MOST_JOBS = 1000
+"""On a host of which nothing is known yet."""
+
+PROBE_SECONDS = 10
+"""A host that was down and does not let us in within this is down still."""
 
 CIPHERS = [
     "aes128-gcm@openssh.com",
@@ -46,8 +56,16 @@ class UnreachableError(WorkflowExecutionException):
     """The host may come back: it refused, did not answer, or the connection was lost."""
 
 
-class MisconfiguredError(WorkflowExecutionException):
-    """It will not work however often it is tried: a key, a host key, a login."""
+class RefusedLoginError(WorkflowExecutionException):
+    """The host is there and will not have us: a login, or a certificate that has run out."""
+
+
+class MisconfiguredError(UnrecoverableWorkflowException):
+    """It is for a person to put right, before anything else goes there: a key, a host key."""
+
+
+class HostKeyError(MisconfiguredError):
+    """The host is not known, or not the one that is known."""
 
 
 class Context(SSHContext):
@@ -58,6 +76,7 @@ class Context(SSHContext):
         self._ssh_connection: asyncssh.SSHClientConnection | None = None
         self._connector = connector
         self._lock = asyncio.Lock()
+        self._given_up: tuple[float, UnreachableError] | None = None
 
     async def get_connection(self) -> asyncssh.SSHClientConnection | None:
         async with self._lock:
@@ -65,15 +84,34 @@ class Context(SSHContext):
                 self._ssh_connection = await self._connect()
             return self._ssh_connection
 
+    async def probe(self) -> None:
+        """Connect with one short attempt, or raise."""
+        async with self._lock:
+            if self._ssh_connection is None or self._ssh_connection.is_closed():
+                async with asyncio.timeout(PROBE_SECONDS):
+                    self._ssh_connection = await self._try()
+
     async def _connect(self) -> asyncssh.SSHClientConnection | None:
-        delay = self._connector.retryDelay
-        for _ in range(self._connector.retries - 1):
+        delay, retries = self._connector.retryDelay, self._connector.retries
+        if self._given_up and time.monotonic() - self._given_up[0] < retries * delay:
+            # The engine asks for several things at once: one answer is enough for all of them.
+            raise self._given_up[1]
+        for _ in range(retries - 1):
             try:
                 return await self._get_connection(self._config)
             except UnreachableError as error:
                 logger.warning(f"{error}; trying again in {delay} s")
                 await asyncio.sleep(delay)
-        return await self._get_connection(self._config)
+        return await self._try()
+
+    async def _try(self) -> asyncssh.SSHClientConnection | None:
+        try:
+            connection = await self._get_connection(self._config)
+        except UnreachableError as error:
+            self._given_up = time.monotonic(), error
+            raise
+        self._given_up = None
+        return connection
 
     async def _get_connection(
         self, config: SSHConfig | None
@@ -83,7 +121,7 @@ class Context(SSHContext):
         host, port = parse_hostname(config.hostname)
         where = f"Deployment {self._connector.deployment_name}, host {config.hostname}"
         trusted = self._connector.known_hosts
-        unknown = MisconfiguredError(
+        unknown = HostKeyError(
             f"{where}: unknown host, no key of it in {trusted}. Compare its fingerprint with the "
             f"site's, then: ssh-keyscan -p {port} {host} >> {trusted}"
         )
@@ -110,13 +148,13 @@ class Context(SSHContext):
                 str(trusted), host, "", None if port == asyncssh.DEFAULT_PORT else port
             )
             if any(known[:2]):
-                raise MisconfiguredError(
+                raise HostKeyError(
                     f"{where}: WRONG HOST KEY, not the one in {trusted}. Somebody may be posing as "
                     f"this host; ask the site for its fingerprint before you trust the new key"
                 ) from error
             raise unknown from error
         except asyncssh.PermissionDenied as error:
-            raise MisconfiguredError(
+            raise RefusedLoginError(
                 f"{where}: login refused for user {config.username or '(yours)'}: {error.reason}. "
                 f"Check `username` and `sshKey`; a certificate may have run out"
             ) from error
@@ -171,6 +209,64 @@ class SSHConnector(SafeStreams, EngineSSHConnector):
     @classmethod
     def get_schema(cls) -> str:
         return files(__package__).joinpath("schemas", "ssh.json").read_text("utf-8")
+
+    async def probe(self) -> None:
+        """Say shortly whether every host answers, by raising where one does not."""
+        for location in self.nodes.values():
+            factory = self._get_ssh_context_factory(
+                ExecutionLocation(
+                    deployment=self.deployment_name,
+                    hostname=location.hostname,
+                    name=location.hostname,
+                )
+            )
+            try:
+                await factory._contexts[0].probe()
+            except TimeoutError:
+                raise UnreachableError(
+                    f"Deployment {self.deployment_name}, host {location.hostname}: no answer "
+                    f"within {PROBE_SECONDS} s"
+                ) from None
+
+    async def run(
+        self,
+        location: ExecutionLocation,
+        command: MutableSequence[str],
+        environment: MutableMapping[str, str] | None = None,
+        *args: Any,
+        job_name: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, int] | None:
+        """Run a command; a stand-in is told why it stands in."""
+        environment = {**(environment or {}), **absence(job_name)}
+        answer: tuple[str, int] | None = await super().run(
+            location, command, environment, *args, job_name=job_name, **kwargs
+        )
+        return answer
+
+    async def get_available_locations(
+        self, service: str | None = None
+    ) -> MutableMapping[str, AvailableLocation]:
+        """The hosts; one that cannot be reached is given without its hardware.
+
+        The engine cannot make up for a failure before it has placed a job, only for one after.
+        """
+        try:
+            found: MutableMapping[str, AvailableLocation]
+            found = await super().get_available_locations(service)
+            return found
+        except UnreachableError as error:
+            logger.warning(str(error))
+        return {
+            name: AvailableLocation(
+                name=name,
+                deployment=self.deployment_name,
+                service=service,
+                hostname=name,
+                slots=MOST_JOBS,
+            )
+            for name in (location.hostname for location in self.nodes.values())
+        }
 
     def _revive(self) -> None:
         """Give each command its own attempts: a host that was given up may be up again."""
