@@ -10,6 +10,7 @@ from crossfl.errors import CrossFLError
 from crossfl.tensorfile import Entry, TensorFile
 
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -58,13 +59,14 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face checkpoint directory.
+    """The weight files of a Hugging Face checkpoint directory, or of an adapter's.
 
     Raises:
         CrossFLError: there are none in safetensors format, or the index names a missing one.
     """
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
+    for name in (SINGLE, ADAPTER):
+        if (directory / name).is_file():
+            return [directory / name]
     if not (directory / INDEX).is_file():
         raise CrossFLError(
             f"{directory} has neither {SINGLE} nor {INDEX}: "

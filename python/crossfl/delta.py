@@ -17,6 +17,11 @@ PATTERN = "delta*.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def name(weights: Path) -> str:
+    """The name of the delta file of a weight file: `delta.safetensors` of `model.safetensors`."""
+    return weights.name.removeprefix("adapter_").replace("model", "delta", 1)
+
+
 class Delta:
     """The delta files of one update, mapped.
 

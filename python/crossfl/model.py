@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from crossfl import checkpoint, vision
+from crossfl import adapter, checkpoint, vision
 from crossfl.batch import Batch, batch_of
 from crossfl.data import IGNORED, Encoded, Image, Sample, encode, encode_prompt
 from crossfl.errors import CrossFLError
@@ -43,14 +43,20 @@ MOST_TASKS = 64
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The model in fp32 and its tokenizer, from a Hugging Face checkpoint directory.
 
-    An image classifier has no tokenizer.
+    An image classifier has no tokenizer. An adapter comes on its base, as this machine holds it.
 
     Raises:
         CrossFLError: they cannot be loaded, or do not take samples of `sequence_length`.
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    model = load_weights(directory, torch.float32, training.attention)
+    base = adapter.base_of(directory) if adapter.is_adapter(directory) else None
+    # Weights that do not learn need no more digits than the arithmetic; shards are of one dtype.
+    halved = base and training.precision == "bf16" and training.sharding == "none"
+    dtype = torch.bfloat16 if halved else torch.float32
+    model = load_weights(base or directory, dtype, training.attention)
+    if base:
+        model = adapter.load(model, directory)
     if training.activations == "recompute":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if classifies_images(model.config):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import data, delta, encoding
+from crossfl import adapter, data, delta, encoding
 from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
@@ -152,18 +152,21 @@ class Trainer:
         network = self._parallel.whole(self._model)
         state = None
         if self._parallel.shards:
-            state = {name: full(tensor) for name, tensor in network.state_dict().items()}
+            whole = network.state_dict().items()
+            lean = adapter.is_adapter(model)
+            state = {n: full(t) for n, t in whole if adapter.MARK in n or not lean}
         if not self.leads:
             return 0
         weights = Tensors.of_model(model)
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
             lost = stack.enter_context(self._residual.after()) if self._residual else None
-            network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
+            if not adapter.save(network, state, Path(scratch)):
+                network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
             local = Tensors.of_model(Path(scratch))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
-                path = directory / file.path.name.replace("model", "delta", 1)
+                path = directory / delta.name(file.path)
                 rest = lost / file.path.name if lost else None
                 delta.write(path, Difference(local, file, carried), self._coding, rest)
         return sum(path.stat().st_size for path in directory.iterdir())

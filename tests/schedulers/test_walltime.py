@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-import test_federation
 from conftest import ROOT, Site
 from crossfl.plan import plan
 from crossfl.records import Facility
 from crossfl.state import ServerState
 from test_federation import WORDS, bind, job_of, place_data
 
-python = test_federation.python
 ROUND = ROOT / "tests" / "cwl" / "round"
 
 
@@ -40,7 +38,9 @@ def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path
     options: dict[str, Any] = {**task.asdict(), "batch_size": 4, "sequence_length": 48}
     options |= {"reserve_seconds": 60 if how == "walltime" else 0, "threads": 1}
     words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-    command = f"crossfl train --global-model {home}/global_model {' '.join(words)} --outdir {home}/out"
+    command = (
+        f"crossfl train --global-model {home}/global_model {' '.join(words)} --outdir {home}/out"
+    )
     text = script.read_text().replace("{{streamflow_command}}", command)
     text = text.replace("00:05:00", "00:03:00").replace("USR1@120", "USR1@60")
     if how != "signal":
