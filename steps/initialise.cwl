@@ -10,6 +10,7 @@ requirements:
   SchemaDefRequirement:
     types:
       - $import: types/aggregation.yml
+      - $import: types/lora.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -38,6 +39,10 @@ inputs:
     type: int
     doc: Rounds to run.
     inputBinding: {prefix: --rounds}
+  lora:
+    type: ["null", "types/lora.yml#lora"]
+    doc: Adapter to train on the model, which then stays where it is; unset, the whole model.
+    inputBinding: {}
   aggregation:
     type: ["null", "types/aggregation.yml#aggregation"]
     doc: Strategy and its parameters, kept in the server state.
@@ -46,7 +51,7 @@ inputs:
 outputs:
   global_model:
     type: Directory
-    doc: Hugging Face checkpoint with a manifest; from_pretrained loads it.
+    doc: Hugging Face checkpoint, or adapter of peft, with a manifest; from_pretrained loads it.
   state:
     type: Directory
     doc: Server state with a manifest.

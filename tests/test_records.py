@@ -12,6 +12,7 @@ from crossfl.errors import CrossFLError
 from crossfl.records import (
     Aggregation,
     Facility,
+    Lora,
     Record,
     Task,
     Training,
@@ -23,7 +24,7 @@ from crossfl.records import (
     scalar_of,
 )
 
-RECORDS = [Facility, Task, Training, Aggregation]
+RECORDS = [Facility, Task, Training, Lora, Aggregation]
 CWL_TYPE = {int: "int", float: "double", str: "string"}
 
 

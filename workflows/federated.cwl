@@ -18,6 +18,7 @@ requirements:
       - $import: ../steps/types/task.yml
       - $import: ../steps/types/training.yml
       - $import: ../steps/types/aggregation.yml
+      - $import: ../steps/types/lora.yml
 
 inputs:
   model:
@@ -46,6 +47,9 @@ inputs:
   training:
     type: ["null", "../steps/types/training.yml#training"]
     doc: How the facilities train.
+  lora:
+    type: ["null", "../steps/types/lora.yml#lora"]
+    doc: Adapter to train on a model that every facility holds; unset, the whole model travels.
   aggregation:
     type: ["null", "../steps/types/aggregation.yml#aggregation"]
     doc: How updates become the next global model.
@@ -56,7 +60,7 @@ inputs:
 outputs:
   global_model:
     type: Directory
-    doc: The trained model, a Hugging Face checkpoint.
+    doc: The trained model, a Hugging Face checkpoint or an adapter of peft.
     outputSource: federate/next_model
   history:
     type: File
@@ -80,6 +84,7 @@ steps:
       tokenizer: tokenizer
       seed: seed
       rounds: rounds
+      lora: lora
       aggregation: aggregation
     out: [global_model, state, more]
   federate:

@@ -18,6 +18,7 @@ VERBS = {
     "report": "turn history and evaluations into one HTML page",
     "bind": "compose facilities into a StreamFlow file",
     "check": "check every facility of a StreamFlow file before a job is spent",
+    "digest": "print the digest of a base model, for LoRA",
     "simulate": "run a federation in this one process, without an engine",
     "compare": "federated, each facility alone, and pooled data, side by side",
 }

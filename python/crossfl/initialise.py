@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,13 @@ import torch
 from crossfl import manifest, outputs, strategies
 from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, add_flags, from_flags
+from crossfl.records import BYTES, Aggregation, Lora, add_flags, from_flags, from_flags_if_any
 from crossfl.state import MASTER, ServerState
 from crossfl.stream import pieces
 from crossfl.tensorfile import Writer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,6 +33,7 @@ def initialise(
     rounds: int,
     aggregation: Aggregation,
     out: Path,
+    lora: Lora | None = None,
 ) -> None:
     """Write `out/global_model` and `out/state`.
 
@@ -43,6 +45,8 @@ def initialise(
         rounds: rounds to run.
         aggregation: the strategy and its parameters, kept in the state.
         out: folder to write into.
+        lora: adapter to train on the model, of which only the configuration is then read, and its
+            weights for their digest; unset, the whole model.
 
     Raises:
         CrossFLError: nothing was written, for the reason given.
@@ -53,11 +57,14 @@ def initialise(
         raise CrossFLError("give either a model directory (--model) or a --config, not both")
     published = manifest.publish
     with published(out / "global_model") as directory, published(out / "state") as memory:
-        if model is not None:
+        if lora is not None:
+            _adapter(model, config, lora, seed, directory)
+        elif model is not None:
             _copy_model(model, directory)
         elif config is not None:
             _random_model(config, seed, directory)
-        if (vocabulary := _vocabulary(directory / "config.json")) is not None:
+        described_by = model / "config.json" if model else config
+        if described_by and (vocabulary := _vocabulary(described_by)) is not None:
             loaded = _tokenizer(tokenizer, model)
             if len(loaded) > vocabulary:
                 raise CrossFLError(
@@ -95,21 +102,50 @@ def _copy_model(model: Path, directory: Path) -> None:
         shutil.copyfile(generation, directory / generation.name)
 
 
-def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from transformers import AutoConfig
+def _adapter(
+    model: Path | None, config: Path | None, lora: Lora, seed: int, directory: Path
+) -> None:
+    from crossfl import adapter
 
+    if model is not None and lora.base_digest is None:
+        lora = replace(lora, base_digest=adapter.digest(model))
+    if lora.base_digest is None:
+        raise CrossFLError(
+            "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
+            "or give the model itself (--model)"
+        )
+    described_by = model / "config.json" if model else config
+    adapter.create(_settings(described_by or Path()), lora, seed, directory)
+
+
+def _random_model(config: Path, seed: int, directory: Path) -> None:
     from crossfl.model import kind_of
 
+    settings = _settings(config)
+    torch.manual_seed(seed)
     try:
-        values = json.loads(config.read_text())
-        settings = AutoConfig.for_model(**values)
-        torch.manual_seed(seed)
         network = kind_of(settings).from_config(settings)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CrossFLError(
-            f"{config} describes neither a causal language model nor an image classifier: {error}"
-        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
     network.save_pretrained(directory)
+
+
+def _settings(config: Path) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    import crossfl.model  # noqa: F401 (it makes known the configurations that are ours)
+
+    try:
+        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
+    return settings
+
+
+def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
+    return CrossFLError(
+        f"{config} describes neither a causal language model nor an image classifier: {error}"
+    )
 
 
 def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
@@ -199,6 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="tokenizer directory, or 'bytes'")
     parser.add_argument("--seed", type=int, default=0, help="seed of the federation; default 0")
     parser.add_argument("--rounds", type=int, required=True, help="rounds to run")
+    add_flags(parser, Lora, optional=True)
     add_flags(parser, Aggregation)
 
 
@@ -213,5 +250,6 @@ def main(args: argparse.Namespace) -> None:
         args.rounds,
         from_flags(args, Aggregation),
         here,
+        from_flags_if_any(args, Lora),
     )
     outputs.write(here, global_model=here / "global_model", state=here / "state", more=True)
