@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from crossfl import checkpoint, manifest
-from crossfl.aggregate import aggregate, more
+from crossfl.aggregate import aggregate
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.records import Aggregation
@@ -192,7 +192,7 @@ def test_when_to_stop(
         history=[{"loss": 1.0}],
         aggregation=Aggregation.parse(rules),
     )
-    assert more(state) is expected
+    assert state.more() is expected
 
 
 def test_shards_stay_shards(round_: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from crossfl.records import (
     Aggregation,
     Facility,
     Record,
+    Retention,
     Task,
     Training,
     add_flags,
@@ -23,7 +24,7 @@ from crossfl.records import (
     scalar_of,
 )
 
-RECORDS = [Facility, Task, Training, Aggregation]
+RECORDS = [Facility, Task, Training, Aggregation, Retention]
 CWL_TYPE = {int: "int", float: "double", str: "string"}
 
 

@@ -18,6 +18,7 @@ requirements:
       - $import: ../steps/types/task.yml
       - $import: ../steps/types/training.yml
       - $import: ../steps/types/aggregation.yml
+      - $import: ../steps/types/retention.yml
 
 inputs:
   model:
@@ -49,6 +50,9 @@ inputs:
   aggregation:
     type: ["null", "../steps/types/aggregation.yml#aggregation"]
     doc: How updates become the next global model.
+  retention:
+    type: ["null", "../steps/types/retention.yml#retention"]
+    doc: Which finished rounds the journal keeps.
   prompts:
     type: string[]?
     doc: Prompts that the final model completes, for people to read.
@@ -81,6 +85,10 @@ steps:
       seed: seed
       rounds: rounds
       aggregation: aggregation
+      retention: retention
+      facilities: facilities
+      local_steps: local_steps
+      training: training
     out: [global_model, state, more]
   federate:
     run: round.cwl

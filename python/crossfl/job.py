@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import yaml
 
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, Facility, Training
+from crossfl.records import BYTES, Aggregation, Facility, Retention, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Job:
     seed: int = 0
     training: Training = field(default_factory=Training)
     aggregation: Aggregation = field(default_factory=Aggregation)
+    retention: Retention = field(default_factory=Retention)
     prompts: tuple[str, ...] = ()
 
     @classmethod
@@ -66,6 +67,7 @@ class Job:
             seed=_whole(values.get("seed", 0), "seed", path),
             training=Training.parse(values.get("training") or {}),
             aggregation=Aggregation.parse(values.get("aggregation") or {}),
+            retention=Retention.parse(values.get("retention") or {}),
             prompts=tuple(prompts),
         )
 

@@ -246,6 +246,17 @@ class Aggregation(Record):
         return default if self.server_learning_rate is None else self.server_learning_rate
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retention(Record):
+    """Which finished rounds the journal keeps."""
+
+    keep_last: int = option("Rounds to keep, the last ones. Default 2.", 2, least=1)
+    keep_every: int = option("Keep every so many rounds; 0 keeps none. Default 0.", 0, least=0)
+    keep_best: int = option(
+        "Rounds to keep whose models had the lowest validation loss. Default 1.", 1, least=0
+    )
+
+
 R = TypeVar("R", bound=Record)
 
 
