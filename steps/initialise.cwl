@@ -4,13 +4,17 @@ class: CommandLineTool
 label: Make the first global model and the server state
 doc: |
   From a Hugging Face model directory, or from a configuration and a seed (random weights), with a
-  tokenizer of its own, a given one, or the byte-level one.
+  tokenizer of its own, a given one, or the byte-level one. Where CROSSFL_JOURNAL names a journal
+  with an unfinished run of this configuration, as its last published round left them.
 
 requirements:
   SchemaDefRequirement:
     types:
       - $import: types/aggregation.yml
       - $import: types/lora.yml
+      - $import: types/retention.yml
+      - $import: types/facility.yml
+      - $import: types/training.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -46,6 +50,25 @@ inputs:
   aggregation:
     type: ["null", "types/aggregation.yml#aggregation"]
     doc: Strategy and its parameters, kept in the server state.
+    inputBinding: {}
+  retention:
+    type: ["null", "types/retention.yml#retention"]
+    doc: Which rounds the journal keeps.
+    inputBinding: {}
+  facilities:
+    type:
+      - "null"
+      - type: array
+        items: "types/facility.yml#facility"
+        inputBinding: {prefix: --facility}
+    doc: The facilities of the federation; compared with the journal, as all that follows.
+  local_steps:
+    type: int?
+    doc: Optimizer steps per facility and round.
+    inputBinding: {prefix: --local-steps}
+  training:
+    type: ["null", "types/training.yml#training"]
+    doc: How the facilities train.
     inputBinding: {}
 
 outputs:

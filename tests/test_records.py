@@ -14,6 +14,7 @@ from crossfl.records import (
     Facility,
     Lora,
     Record,
+    Retention,
     Task,
     Training,
     add_flags,
@@ -24,7 +25,7 @@ from crossfl.records import (
     scalar_of,
 )
 
-RECORDS = [Facility, Task, Training, Lora, Aggregation]
+RECORDS = [Facility, Task, Training, Lora, Aggregation, Retention]
 CWL_TYPE = {int: "int", float: "double", str: "string"}
 
 

@@ -19,6 +19,7 @@ requirements:
       - $import: ../steps/types/training.yml
       - $import: ../steps/types/aggregation.yml
       - $import: ../steps/types/lora.yml
+      - $import: ../steps/types/retention.yml
 
 inputs:
   model:
@@ -53,6 +54,9 @@ inputs:
   aggregation:
     type: ["null", "../steps/types/aggregation.yml#aggregation"]
     doc: How updates become the next global model.
+  retention:
+    type: ["null", "../steps/types/retention.yml#retention"]
+    doc: Which finished rounds the journal keeps.
   prompts:
     type: string[]?
     doc: Prompts that the final model completes, for people to read.
@@ -86,6 +90,10 @@ steps:
       rounds: rounds
       lora: lora
       aggregation: aggregation
+      retention: retention
+      facilities: facilities
+      local_steps: local_steps
+      training: training
     out: [global_model, state, more]
   federate:
     run: round.cwl

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossfl import __version__
+from crossfl import __version__, site
 from crossfl.errors import CrossFLError
 
 VERBS = {
@@ -19,6 +19,7 @@ VERBS = {
     "bind": "compose facilities into a StreamFlow file",
     "check": "check every facility of a StreamFlow file before a job is spent",
     "digest": "print the digest of a base model, for LoRA",
+    "runs": "list the runs in a journal, remove them, or let one go on otherwise",
     "simulate": "run a federation in this one process, without an engine",
     "compare": "federated, each facility alone, and pooled data, side by side",
 }
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
+    site.end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

@@ -11,11 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crossfl import manifest, outputs, strategies
+from crossfl import journal, manifest, outputs, strategies
 from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, Lora, add_flags, from_flags, from_flags_if_any
-from crossfl.state import MASTER, ServerState
+from crossfl.progress import Progress
+from crossfl.records import (
+    BYTES,
+    Aggregation,
+    Facility,
+    Lora,
+    Retention,
+    Training,
+    add_flags,
+    from_flags,
+    from_flags_if_any,
+    from_words,
+)
+from crossfl.state import HISTORY, MASTER, ServerState
+from crossfl.state import STATE as STATE_FILE
 from crossfl.stream import pieces
 from crossfl.tensorfile import Writer
 
@@ -34,6 +47,9 @@ def initialise(
     aggregation: Aggregation,
     out: Path,
     lora: Lora | None = None,
+    *,
+    run: str = "",
+    retention: Retention | None = None,
 ) -> None:
     """Write `out/global_model` and `out/state`.
 
@@ -47,6 +63,8 @@ def initialise(
         out: folder to write into.
         lora: adapter to train on the model, of which only the configuration is then read, and its
             weights for their digest; unset, the whole model.
+        run: name of the run in the journal, kept in the state.
+        retention: which rounds the journal keeps.
 
     Raises:
         CrossFLError: nothing was written, for the reason given.
@@ -83,6 +101,8 @@ def initialise(
             aggregation=aggregation,
             started=time.time(),
             model=described["digest"],
+            run=run,
+            retention=retention or Retention(),
         ).save(memory, sums)
 
 
@@ -228,6 +248,53 @@ def _vocabulary(config: Path) -> int | None:
         raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
 
 
+def resume(
+    run: journal.Run, rounds: int, aggregation: Aggregation, retention: Retention, out: Path
+) -> int | None:
+    """Write `out/global_model` and `out/state` as the last published round left them.
+
+    Args:
+        run: the run to go on with.
+        rounds: rounds to run; another number than before in a run that was forked alone.
+        aggregation: the same, of the aggregation.
+        retention: which rounds the journal keeps from now on.
+        out: folder to write into.
+
+    Returns:
+        The number of that round, or none if none was published.
+
+    Raises:
+        CrossFLError: what the run has cannot be gone on with.
+    """
+    last = run.last()
+    if last is None:
+        return None
+    state = ServerState.load(last / "state")
+    if state.aggregation.strategy != aggregation.strategy:
+        raise CrossFLError(
+            f"a run of {state.aggregation.strategy} cannot go on with {aggregation.strategy}, "
+            "which remembers other things: begin anew, from its model"
+        )
+    wanted = replace(state, rounds=rounds, aggregation=aggregation, retention=retention)
+    with manifest.publish(out / "global_model") as directory:
+        outputs.link_tree(last / "global_model", directory)
+    with manifest.publish(out / "state") as memory:
+        outputs.link_tree(last / "state", memory)
+        if wanted != state:
+            for name in (STATE_FILE, HISTORY, manifest.FILE):
+                (memory / name).unlink()  # never written in place: they are the journal's too
+            wanted.save(memory)
+    return state.round
+
+
+def _inventory(path: Path | None) -> Any:
+    """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
+    if path is None or path.is_file():
+        return path and json.loads(path.read_text())
+    files = [each for each in path.rglob("*") if each.is_file()]
+    return {each.relative_to(path).as_posix(): each.stat().st_size for each in files}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl initialise`."""
     parser.add_argument("--model", type=Path, help="Hugging Face model directory to start from")
@@ -237,19 +304,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, required=True, help="rounds to run")
     add_flags(parser, Lora, optional=True)
     add_flags(parser, Aggregation)
+    add_flags(parser, Retention)
+    parser.add_argument(
+        "--facility",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a facility, as for plan; this and what follows is compared with the journal only",
+    )
+    parser.add_argument("--local-steps", type=int, help="optimizer steps per facility and round")
+    add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write `global_model`, `state` and `more` for the engine."""
-    here = args.outdir
-    initialise(
-        args.model,
-        args.config,
-        args.tokenizer,
-        args.seed,
-        args.rounds,
-        from_flags(args, Aggregation),
-        here,
-        from_flags_if_any(args, Lora),
-    )
+    """Write `global_model`, `state` and `more` for the engine; from the journal, where it can."""
+    here, place = args.outdir, journal.here()
+    lora = from_flags_if_any(args, Lora)
+    aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
+    run = None if place is None else _open(place, args, aggregation, lora)
+    number = None if run is None else resume(run, args.rounds, aggregation, retention, here)
+    if run is not None:
+        _say(f"{run.path} begins" if number is None else f"{run.path} goes on after round {number}")
+    if number is None:
+        initialise(
+            args.model,
+            args.config,
+            args.tokenizer,
+            args.seed,
+            args.rounds,
+            aggregation,
+            here,
+            lora,
+            run=run.path.name if run else "",
+            retention=retention,
+        )
+        if run is not None:
+            run.publish(here / "global_model", here / "state", retention)
     outputs.write(here, global_model=here / "global_model", state=here / "state", more=True)
+
+
+def _open(
+    place: Path, args: argparse.Namespace, aggregation: Aggregation, lora: Lora | None
+) -> journal.Run:
+    """The run to go on with, or a new one."""
+    named = args.tokenizer in (None, BYTES)
+    facilities = [from_words(words, Facility) for words in args.facility]
+    configuration = {
+        "model": _inventory(args.model),
+        "config": _inventory(args.config),
+        "tokenizer": args.tokenizer if named else _inventory(Path(args.tokenizer)),
+        "seed": args.seed,
+        "rounds": args.rounds,
+        "local_steps": args.local_steps,
+        "facilities": {f.name: f.asdict() | {"skips": list(f.skips)} for f in facilities},
+        "training": from_flags(args, Training).asdict(),
+        "aggregation": aggregation.asdict(),
+        "lora": lora.asdict() if lora else None,
+    }
+    return journal.find(place, configuration) or journal.begin(place, configuration)
+
+
+def _say(message: str) -> None:
+    with Progress() as progress:
+        progress("journal", message=message)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import yaml
 
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, Facility, Lora, Training
+from crossfl.records import BYTES, Aggregation, Facility, Lora, Retention, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Job:
     lora: Lora | None = None
     training: Training = field(default_factory=Training)
     aggregation: Aggregation = field(default_factory=Aggregation)
+    retention: Retention = field(default_factory=Retention)
     prompts: tuple[str, ...] = ()
 
     @classmethod
@@ -68,6 +69,7 @@ class Job:
             lora=Lora.parse(values["lora"]) if values.get("lora") else None,
             training=Training.parse(values.get("training") or {}),
             aggregation=Aggregation.parse(values.get("aggregation") or {}),
+            retention=Retention.parse(values.get("retention") or {}),
             prompts=tuple(prompts),
         )
 

@@ -309,13 +309,24 @@ class Aggregation(Record):
     target_loss: float | None = option(
         "Stop when the mean validation loss (nats per token) is no more than this.", None
     )
-    max_seconds: float | None = option(
+    budget_seconds: float | None = option(
         "Start no round later than this many seconds after the first.", None, least=0
     )
 
     def learning_rate(self, default: float) -> float:
         """The server learning rate in force, given the strategy's own."""
         return default if self.server_learning_rate is None else self.server_learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention(Record):
+    """Which finished rounds the journal keeps."""
+
+    keep_last: int = option("Rounds to keep, the last ones. Default 2.", 2, least=1)
+    keep_every: int = option("Keep every so many rounds; 0 keeps none. Default 0.", 0, least=0)
+    keep_best: int = option(
+        "Rounds to keep whose models had the lowest validation loss. Default 1.", 1, least=0
+    )
 
 
 R = TypeVar("R", bound=Record)
