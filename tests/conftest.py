@@ -76,7 +76,7 @@ def run(environment: Mapping[str, str]) -> Run:
     """Run a command in that environment, for at most `timeout` seconds."""
 
     def command(
-        *words: str | Path, cwd: Path, timeout: float = 120, **variables: str
+        *words: str | Path, cwd: Path, timeout: float = 300, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [str(word) for word in words],
