@@ -9,6 +9,7 @@ gpu=
 [ ! -e /dev/kfd ] || gpu=--rocm
 folders=<workdir>
 folders=$folders,<data>:<data>:ro
+folders=$folders${CROSSFL_STAGING:+,$CROSSFL_STAGING}
 unset PYTHONPATH PYTHONHOME
 step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}

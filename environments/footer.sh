@@ -5,3 +5,4 @@ export OMP_NUM_THREADS=<cpus>
 export HF_HOME=<workdir>/huggingface HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export CROSSFL_FACILITY=<facility> CROSSFL_DATA=<data>
 export CROSSFL_STATE=<workdir>/state
+CROSSFL_STAGING=$(printenv <staging> || echo <staging>); export CROSSFL_STAGING

@@ -12,6 +12,7 @@ from crossfl import launch, manifest, outputs, site
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
+from crossfl.staging import staged
 
 UPDATE = "update"
 
@@ -35,6 +36,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
     with Progress(facility=task.facility, round=task.round, rounds=rounds) as progress:
         progress("load")
         with clock("load"):
+            model, folder = staged(model), staged(folder)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
             from crossfl.trainer import Trainer

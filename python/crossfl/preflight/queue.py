@@ -175,6 +175,9 @@ class QueueVisit(Visit):
         if found["no_launcher"]:
             said = f"no {found['no_launcher'][0]} in the PATH of the job, {took}"
             return Finding("fail", said, f"load its module: {self.setting('modules')}")
+        if found["no_staging"]:
+            said = f"{found['no_staging'][0]} is no folder that the job can write to, {took}"
+            return Finding("fail", said, f"{self.setting('staging')}, or leave it out")
         if (other := versions(found)).status == "fail":
             return other
         return Finding("pass", f"ran {took}; GPUs that torch sees: {found['gpus']}")
