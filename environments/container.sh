@@ -15,4 +15,4 @@ step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}
 CROSSFL_STEP
 )
-"$enter" exec ${gpu:+"$gpu"} --bind "$folders" <container> bash -c "$step"
+"$enter" exec ${gpu:+"$gpu"} --bind "$folders" <container> bash -c "trap : TERM USR1; $step"

@@ -138,7 +138,7 @@ def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: 
     assert status == 0, said
     text = Path("streamflow.d/site.sh").read_text()
     assert "activate" not in text and text.count("{{streamflow_command}}") == 1
-    assert text.endswith('/work/crossfl.sif bash -c "$step"\n')
+    assert text.endswith('/work/crossfl.sif bash -c "trap : TERM USR1; $step"\n')
     assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
     for more, message in (
         (["--set", "site.venv=/work/venv"], "site has venv and container: give one of them"),

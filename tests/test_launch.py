@@ -11,6 +11,7 @@ import torch
 
 from conftest import DATA, ROUND, Run
 from crossfl import launch
+from crossfl.budget import Notice
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.records import Task
@@ -61,7 +62,7 @@ def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launch.LAUNCHER, "no-such-launcher -n 2")
     with pytest.raises(CrossFLError, match="no-such-launcher cannot be started"):
-        launch.ranks(["train"])
+        launch.ranks(["train"], Notice())
 
 
 @pytest.mark.parametrize("names", launch.RANKS)

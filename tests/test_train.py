@@ -11,14 +11,15 @@ import torch
 
 from conftest import DATA, ROUND
 from crossfl import manifest, site
+from crossfl.batch import batch_of
 from crossfl.checkpoint import Tensors
 from crossfl.data import Text, read
 from crossfl.errors import CrossFLError
 from crossfl.evaluate import evaluate
-from crossfl.model import batch_of, check_samples, complete, load, summed_loss, validate
+from crossfl.model import check_samples, complete, load, summed_loss, validate
+from crossfl.optimizer import learning_rate
 from crossfl.records import Task, Training
 from crossfl.train import absent, train
-from crossfl.trainer import learning_rate
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
@@ -134,14 +135,15 @@ def test_loss_counts_only_labelled_tokens() -> None:
 
     losses = []
     for sample in samples:
-        ids, labels = batch_of([encode(sample, tokenizer, 48)], torch.device("cpu"))
-        loss, count = summed_loss(model, ids, labels)
+        batch = batch_of([[encode(sample, tokenizer, 48)]], torch.device("cpu"))
+        ids, count = batch.inputs, batch.tokens
+        loss = summed_loss(model, batch)
         own = torch.log_softmax(model(input_ids=ids).logits[0].double(), -1)
         start = len(sample.prompt or "")
         picked = [own[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]
         assert count == len(picked) == len(sample.text.encode()) + 1
         assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
-        losses.append((loss.item(), int(count)))
+        losses.append((loss.item(), count))
     metrics = validate(model, tokenizer, samples, TRAINING)
     expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)

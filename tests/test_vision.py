@@ -12,13 +12,14 @@ import torch
 
 from conftest import ROUND
 from crossfl import data, manifest
+from crossfl.batch import batch_of
 from crossfl.checkpoint import Tensors
 from crossfl.data import Image
 from crossfl.errors import CrossFLError
 from crossfl.evaluate import evaluate
 from crossfl.initialise import initialise
 from crossfl.job import Job
-from crossfl.model import batch_of, check_samples, load, validate
+from crossfl.model import check_samples, load, validate
 from crossfl.records import Aggregation, Facility, Task, Training
 from crossfl.simulate import playing_every_facility, rounds
 from crossfl.state import ServerState
@@ -167,8 +168,8 @@ def test_images_are_read_and_written(tmp_path: Path) -> None:
         assert data.row(one) == data.row(other)
     assert isinstance(read[0], Image)
     assert read[0].pixels.shape == (1, 8, 8)
-    pixels, labels = batch_of(read[:3], torch.device("cpu"))
-    assert (pixels.shape, labels.tolist()) == ((3, 1, 8, 8), [1, 0, 1])
+    batch = batch_of([[image] for image in read[:3]], torch.device("cpu"))
+    assert (batch.inputs.shape, batch.labels.tolist()) == ((3, 1, 8, 8), [1, 0, 1])
 
 
 @pytest.mark.parametrize(

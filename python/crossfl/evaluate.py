@@ -36,12 +36,14 @@ def evaluate(
         kinds = metrics.metrics_of({s.task for s in samples}, metrics.declared(folder))
 
         # They build models: what is cheap to refuse has been refused before.
-        from crossfl.model import accelerator, check_samples, complete, load, validate
+        from crossfl.model import check_samples, complete, load, validate
+        from crossfl.parallel import Parallel
 
         network, tokenizer = load(model, training)
-        network = accelerator(training).prepare(network)
         check_samples(network, samples)
-        measured = validate(network, tokenizer, samples, training)
+        parallel = Parallel(training)
+        network = parallel.spread(network)
+        measured = validate(network, tokenizer, samples, training, parallel)
         measured["samples"] = len(samples)
         texts = [s for s in samples if isinstance(s, data.Text)]
         prompted = [(s.prompt, s) for s in texts if s.prompt is not None]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -27,8 +26,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from crossfl import checkpoint, vision
+from crossfl.batch import Batch, batch_of
 from crossfl.data import IGNORED, Encoded, Image, Sample, encode, encode_prompt
 from crossfl.errors import CrossFLError
+from crossfl.parallel import Parallel
 from crossfl.records import Training
 
 transformers_logging.set_verbosity_error()
@@ -49,7 +50,13 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    model = load_weights(directory, torch.float32)
+    model = load_weights(directory, torch.float32, training.attention)
+    if training.activations == "recompute":
+        if not model.supports_gradient_checkpointing:
+            raise CrossFLError(
+                f"training.activations is recompute: the model in {directory} cannot; leave it out"
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if classifies_images(model.config):
         return model, None
     try:
@@ -81,8 +88,12 @@ def kind_of(config: PreTrainedConfig) -> type[Any]:
     return AutoModelForImageClassification if classifies_images(config) else AutoModelForCausalLM
 
 
-def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_weights(
+    directory: Path, dtype: torch.dtype | str, attention: str = "auto"
+) -> PreTrainedModel:
     """A causal language model or image classifier, all of its weights from safetensors files.
+
+    Attention is computed as named; `auto` is the best that model and machine have.
 
     Raises:
         CrossFLError: a weight is missing or of another shape, or the files are no such model.
@@ -100,8 +111,9 @@ def load_weights(directory: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            attn_implementation=None if attention == "auto" else attention,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CrossFLError(f"the model in {directory} cannot be loaded: {error}") from None
     model, found = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
     if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
@@ -139,51 +151,21 @@ def check_samples(model: nn.Module, samples: Sequence[Sample]) -> None:
         )
 
 
-def accelerator(training: Training) -> Accelerator:
-    """The devices and ranks of this machine, in the precision of the record."""
-    precision = "bf16" if training.precision == "bf16" else "no"
-    # Without being told that there is no GPU, accelerate takes each rank on a CPU for the only one.
-    gpu = torch.accelerator.is_available()
-    return Accelerator(mixed_precision=precision, cpu=not gpu)
-
-
-def batch_of(samples: Sequence[Encoded | Image], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and labels: token ids, both [samples, longest], padded on the right; or images.
-
-    Attention is causal, so no token sees the padding behind it and no mask is needed; the labels
-    keep the padding out of the loss. Images are [samples, channels, height, width], their labels
-    [samples].
-    """
-    images = [sample for sample in samples if isinstance(sample, Image)]
-    if images:
-        pixels_BCHW = torch.stack([torch.from_numpy(image.pixels) for image in images])
-        labels_B = torch.tensor([image.label for image in images])
-        return pixels_BCHW.to(device), labels_B.to(device)
-    texts = [sample for sample in samples if isinstance(sample, Encoded)]
-    longest = max(len(sample.ids) for sample in texts)
-    ids_BL = torch.zeros(len(texts), longest, dtype=torch.long)
-    labels_BL = torch.full_like(ids_BL, IGNORED)
-    for row, sample in enumerate(texts):
-        ids_BL[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        labels_BL[row, : len(sample.labels)] = torch.tensor(sample.labels)
-    return ids_BL.to(device), labels_BL.to(device)
-
-
-def predict(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [predictions, classes] and targets [predictions] of a batch.
 
     A token is predicted from those before it; an image has one prediction.
     """
-    if inputs.is_floating_point():
-        return model(pixel_values=inputs).logits, labels
-    logits_BLV = model(input_ids=inputs, use_cache=False).logits[:, :-1]
-    return logits_BLV.flatten(0, 1), labels[:, 1:].flatten()
+    if batch.inputs.is_floating_point():
+        return model(pixel_values=batch.inputs).logits, batch.labels
+    placed = {} if batch.positions is None else {"position_ids": batch.positions}
+    logits_BLV = model(input_ids=batch.inputs, use_cache=False, **placed).logits[:, :-1]
+    return logits_BLV.flatten(0, 1), batch.labels[:, 1:].flatten()
 
 
-def summed_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats summed over what has a label, and the number of labels."""
-    logits, targets = predict(model, inputs, labels)
-    return _cross_entropy(logits, targets), (targets != IGNORED).sum()
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy in nats summed over what has a label."""
+    return _cross_entropy(*predict(model, batch))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -225,13 +207,14 @@ def validate(
     tokenizer: PreTrainedTokenizerBase | None,
     samples: Sequence[Sample],
     training: Training,
+    parallel: Parallel | None = None,
 ) -> dict[str, Any]:
     """Metrics over the validation samples; under `tasks`, those of each task that they name.
 
     `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens` of text; `loss`, `accuracy`
     and `tokens`, one for each, of images. The bytes are those of the text predicted, in UTF-8: not
     of prompts, and not of what `sequence_length` cuts off. The end-of-sequence token, which has no
-    bytes, counts in the loss.
+    bytes, counts in the loss. Each rank takes its share of the samples.
 
     Raises:
         CrossFLError: there is nothing to predict.
@@ -239,9 +222,12 @@ def validate(
     groups: dict[str | None, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.task, []).append(sample)
+    parallel = parallel or Parallel(training)
     was_training = model.training
     model.eval()
-    sums = {task: _sums(model, tokenizer, group, training) for task, group in groups.items()}
+    sums = {
+        task: _sums(model, tokenizer, group, training, parallel) for task, group in groups.items()
+    }
     model.train(was_training)
     first, *rest = sums.values()
     metrics: dict[str, Any] = dict(sum(rest, first).metrics())
@@ -259,19 +245,24 @@ def _sums(
     tokenizer: PreTrainedTokenizerBase | None,
     samples: Sequence[Sample],
     training: Training,
+    parallel: Parallel,
 ) -> _Sums:
-    device = next(model.parameters()).device
     encoded = [encode(s, tokenizer, training.sequence_length) for s in samples]
     texts = [sample for sample in encoded if isinstance(sample, Encoded)]
     encoded.sort(key=_length)  # little padding; the sum is the same
-    sums = _Sums(bytes=sum(_bytes(t, tokenizer) for t in texts) if texts and tokenizer else None)
-    for start in range(0, len(encoded), training.batch_size):
-        batch = batch_of(encoded[start : start + training.batch_size], device)
-        logits, targets = predict(model, *batch)
-        sums.nats += _cross_entropy(logits, targets).item()
-        sums.tokens += int((targets != IGNORED).sum())
-        sums.right += int((logits.argmax(-1) == targets).sum())
-    return sums
+    size = training.micro_batch or training.batch_size
+    nats, tokens, right = 0.0, 0, 0
+    for start in range(0, len(encoded), size * parallel.number):
+        mine = encoded[start : start + size * parallel.number][parallel.rank :: parallel.number]
+        batch = batch_of([[sample] for sample in mine], parallel.device)
+        with parallel.autocast():
+            logits, targets = predict(model, batch)
+        nats += _cross_entropy(logits, targets).item()
+        tokens += batch.tokens
+        right += int((logits.argmax(-1) == targets).sum())
+    nats, tokens, right = parallel.gather(nats, tokens, right).sum(0).tolist()
+    text = sum(_bytes(t, tokenizer) for t in texts) if texts and tokenizer else None
+    return _Sums(nats, int(tokens), int(right), text)
 
 
 def _length(sample: Encoded | Image) -> int:
