@@ -1,22 +1,27 @@
 """Submissions that may be repeated: a job is submitted once, however often the command is given.
 
-The engine gives a command anew where the connection is lost in its midst. By then the scheduler may
-have taken the job.
+A connection may be lost in the midst of a submission, when the scheduler has taken the job already
+or is about to. The command is then given anew, by the engine or here, and so it has to be one that
+does no harm twice.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shlex
 from abc import ABC
 from collections.abc import MutableSequence
 from typing import Any
 
+import asyncssh
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.utils import random_name
 from streamflow.deployment.connector.queue_manager import QueueManagerConnector
 
 COMMANDS = {"sbatch", "qsub"}
+TRIES = 3
+"""How often a submission is given; each reconnects as patiently as the login's `retries` say."""
 
 # The first to make the folder submits, and goes on if nobody listens any more; another waits for
 # what the first one was told. `$HOME` is shared by all login nodes of a site.
@@ -51,7 +56,14 @@ class SubmitOnce(QueueManagerConnector, ABC):
         token = random_name()
         script = ONCE.format(token=token, command=" ".join(command))
         once = ["sh", "-c", shlex.quote(script)]
-        answer = await super().run(location, once, *args, **kwargs)
+        for attempt in range(TRIES):
+            try:
+                answer = await super().run(location, once, *args, **kwargs)
+                break
+            except (asyncssh.Error, OSError):
+                if attempt == TRIES - 1:
+                    raise
+                await asyncio.sleep(1)
         with contextlib.suppress(Exception):  # it is small, and in nobody's way
             await super().run(location, ["rm", "-rf", f"~/.crossfl-submission-{token}"])
         return answer
