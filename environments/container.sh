@@ -10,6 +10,7 @@ gpu=
 folders=<workdir>
 folders=$folders,<data>:<data>:ro
 folders=$folders${CROSSFL_STAGING:+,$CROSSFL_STAGING}
+folders=$folders,<models>:<models>:ro
 unset PYTHONPATH PYTHONHOME
 step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}

@@ -160,11 +160,17 @@ def _jsonl(path: Path) -> list[Sample]:
 def _parquet(path: Path) -> list[Sample]:
     from pyarrow import ArrowInvalid, parquet
 
+    samples: list[Sample] = []
     try:
-        rows = parquet.read_table(path).to_pylist()
+        # By batches: pixels take many times the memory as lists that they take as arrays.
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            samples += [
+                _sample(row, f"{path} row {i}")
+                for i, row in enumerate(batch.to_pylist(), len(samples))
+            ]
     except (ArrowInvalid, OSError) as error:
         raise CrossFLError(f"{path} is not a parquet file: {error}") from None
-    return [_sample(row, f"{path} row {i}") for i, row in enumerate(rows)]
+    return samples
 
 
 READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}

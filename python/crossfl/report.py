@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crossfl import __version__, outputs, plots
+from crossfl import __version__, journal, outputs, plots
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import check_name
@@ -109,7 +109,7 @@ def benefit(
     for name, loss in final.items():
         losses = {"final": loss}
         if state.history and (last := state.history[-1]["facilities"].get(name, {}).get("metrics")):
-            losses |= {"local": last["local"]["loss"]} if "local" in last else {}
+            losses |= {"local": last["local"]["loss"]} if last.get("local") else {}
         if set(final) <= set(others.get(name, ())):
             losses["alone"] = others[name][name]
             losses["alone_all"] = sum(others[name][at] for at in final) / len(final)
@@ -253,6 +253,8 @@ def main(args: argparse.Namespace) -> None:
     here = args.outdir
     report(args.state, args.evaluation, here, args.comparison)
     state = ServerState.load(args.state)
+    if state.run and (place := journal.here()):
+        journal.Run.load(place / state.run).save(finished=True)
     evaluation = json.loads((here / EVALUATION).read_text())
     with Progress() as progress:
         progress(
