@@ -9,10 +9,11 @@ gpu=
 [ ! -e /dev/kfd ] || gpu=--rocm
 folders=<workdir>
 folders=$folders,<data>:<data>:ro
+folders=$folders${CROSSFL_STAGING:+,$CROSSFL_STAGING}
 folders=$folders,<models>:<models>:ro
 unset PYTHONPATH PYTHONHOME
 step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}
 CROSSFL_STEP
 )
-"$enter" exec ${gpu:+"$gpu"} --bind "$folders" <container> bash -c "$step"
+"$enter" exec ${gpu:+"$gpu"} --bind "$folders" <container> bash -c "trap : TERM USR1; $step"

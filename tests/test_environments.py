@@ -4,6 +4,7 @@ What is checked here is form. That a facility takes the jobs can only be seen th
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -137,7 +138,7 @@ def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: 
     assert status == 0, said
     text = Path("streamflow.d/site.sh").read_text()
     assert "activate" not in text and text.count("{{streamflow_command}}") == 1
-    assert text.endswith('/work/crossfl.sif bash -c "$step"\n')
+    assert text.endswith('/work/crossfl.sif bash -c "trap : TERM USR1; $step"\n')
     assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
     for more, message in (
         (["--set", "site.venv=/work/venv"], "site has venv and container: give one of them"),
@@ -146,6 +147,22 @@ def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: 
         if name != "vm" or "nodes" not in message:
             status, said = crossfl_bind("--facility", f"site={name}", *words, *more)
             assert status == cli.BAD_INPUT and message in said
+
+
+@pytest.mark.parametrize(("staging", "folder"), [("SCRATCH", "/node/7"), ("/local", "/local")])
+def test_staging(staging: str, folder: str, crossfl_bind: Bind, tmp_path: Path) -> None:
+    activate = tmp_path / "venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    changes = {"venv": str(tmp_path / "venv"), "staging": staging}
+    status, said = crossfl_bind("--facility", "site=vm", *required("vm", "site", **changes))
+    assert status == 0, said
+    assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
+    job = jinja2.Template(Path("streamflow.d/site.sh").read_text())
+    script = job.render(streamflow_command='echo "$CROSSFL_STAGING"')
+    environment = {"SCRATCH": "/node/7", "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash"], input=script, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{folder}\n", done.stderr
 
 
 def test_recipes_of_containers() -> None:

@@ -61,6 +61,10 @@ SETTINGS = {
     "qos": Setting("Slurm quality of service"),
     "queue": Setting("PBS queue"),
     "ranks": Setting("ranks on each node, as a rule one for each GPU", COUNT),
+    "staging": Setting(
+        "folder of a compute node for copies of model and data, absolute, or a variable with it",
+        re.compile(rf"[A-Z][A-Z0-9_]*|{ABSOLUTE.pattern}"),
+    ),
     "time": Setting("wall-clock limit of each job, HH:MM:SS", TIME),
     "user": Setting("login name there"),
     "venv": Setting("virtual environment with crossfl at the facility, absolute", ABSOLUTE),

@@ -13,6 +13,7 @@ from crossfl.budget import Notice
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
+from crossfl.staging import staged
 
 UPDATE = "update"
 
@@ -40,6 +41,7 @@ def train(
     with Progress(facility=task.facility, round=task.round, rounds=rounds) as progress:
         progress("load")
         with clock("load"):
+            model, folder = staged(model), staged(folder)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
             from crossfl.trainer import Trainer

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,31 @@ def test_interrupted_in_a_loop(alpha: Site, engine: Engine) -> None:
     process.send_signal(signal.SIGTERM)
     assert engine.wait(process, time.monotonic(), seconds=SECONDS).code != 0
     alpha.wait_for_jobs(0)
+
+
+def test_a_connection_lost_during_a_submission(
+    site: Site, engine: Engine, shim: Callable[[Site, str, str], None]
+) -> None:
+    """The engine gives the command anew; the job is submitted once."""
+    command = "sbatch" if site.scheduler == "slurm" else "qsub"
+    real = f"$(type -ap {command} | sed -n 2p)"
+    shim(site, command, f'echo "$$" >> ~/submissions; sleep 5; exec {real} "$@"')
+    home = Path(site.facts["home"])
+    submissions = home / "submissions"
+    submissions.unlink(missing_ok=True)
+    before = set(home.glob(".crossfl-submission-*"))
+    process = engine.start_at(site, "echo done")
+    deadline = time.monotonic() + SECONDS
+    while not submissions.exists():
+        assert time.monotonic() < deadline, engine.log()
+        time.sleep(0.1)
+    for each in psutil.process_iter(["name", "username"]):
+        if each.info == {"name": "sshd", "username": site.facts["username"]}:
+            each.kill()
+    outcome = engine.wait(process, time.monotonic())
+    assert outcome.code == 0, outcome.log
+    assert len(submissions.read_text().split()) == 1
+    assert set(home.glob(".crossfl-submission-*")) <= before
 
 
 def free_port() -> int:

@@ -141,8 +141,14 @@ def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_pat
     data.mkdir()
     (data / "alpha").symlink_to(place_data(alpha, WORDS / "leonardo" / "words"))
     job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
-    outcome = federate(bind([alpha], python, data, job, ranks="2"), engine)
+    node = Path(alpha.facts["home"]) / "node"  # as if it were storage of its own
+    node.mkdir(exist_ok=True)
+    shutil.chown(node, alpha.facts["username"])
+    os.utime(node, (0, 0))
+    path = bind([alpha], python, data, job, ranks="2", staging=str(node))
+    outcome = federate(path, engine)
     assert outcome.code == 0, outcome.log
+    assert node.stat().st_mtime > 0 and list(node.iterdir()) == [], "used, and left empty"
     simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
     ranks, one = (load_file(weights(folder)) for folder in (engine.outdir, tmp_path / "local"))
     for name, tensor in one.items():

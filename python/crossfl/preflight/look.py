@@ -18,7 +18,7 @@ PACKAGES = ("crossfl", "torch", "transformers")
 
 
 def look(where: str, datasets: list[str]) -> dict[str, Any]:
-    """Versions, datasets that are absent, and in a job the launcher and the GPUs."""
+    """Versions, datasets that are absent; in a job launcher, staging folder and GPUs as well."""
     seen: dict[str, Any] = {"host": platform.node(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -30,6 +30,8 @@ def look(where: str, datasets: list[str]) -> dict[str, Any]:
     if where == "job":
         launcher = shlex.split(os.environ.get("CROSSFL_LAUNCHER", ""))[:1]
         seen["no_launcher"] = [word for word in launcher if not shutil.which(word)]
+        staging = os.environ.get("CROSSFL_STAGING")
+        seen["no_staging"] = [staging] if staging and not os.access(staging, os.W_OK) else []
         if seen["torch"]:
             import torch
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamflow.core.deployment import Connector
-from streamflow.core.exception import WorkflowException
+from streamflow.core.exception import WorkflowException, WorkflowExecutionException
 from streamflow.core.utils import random_name
 
 from crossfl.check import Finding, Site
@@ -21,6 +21,8 @@ COMMANDS = {
     "Slurm": ("sbatch", "squeue", "scontrol", "scancel"),
     "PBS": ("qsub", "qstat", "qdel"),
 }
+SUBMIT = "sbatch --parsable"
+"""How the engine submits to Slurm."""
 TEST_SECONDS = 60
 """Wall-clock limit of the test job."""
 
@@ -32,9 +34,16 @@ class TestOnly:
         self._connector = connector
 
     async def run(self, *, command: Sequence[str], **more: Any) -> tuple[str, int] | None:
-        """Run a command, with a flag for `sbatch` that the engine cannot give."""
-        words = [f"{word} --test-only" if word == "sbatch" else word for word in command]
-        answer: tuple[str, int] | None = await self._connector.run(command=words, **more)
+        """Run a command, with a flag for `sbatch` that the engine cannot give.
+
+        Raises:
+            WorkflowExecutionException: there is no place for it, and a job would be submitted.
+        """
+        text = " ".join(command)
+        if "sbatch" in text and text.count(SUBMIT) != 1:
+            raise WorkflowExecutionException(f"not tried out, for want of {SUBMIT!r} in: {text}")
+        tried = text.replace(SUBMIT, f"{SUBMIT} --test-only")
+        answer: tuple[str, int] | None = await self._connector.run(command=[tried], **more)
         return answer
 
 
@@ -175,6 +184,9 @@ class QueueVisit(Visit):
         if found["no_launcher"]:
             said = f"no {found['no_launcher'][0]} in the PATH of the job, {took}"
             return Finding("fail", said, f"load its module: {self.setting('modules')}")
+        if found["no_staging"]:
+            said = f"{found['no_staging'][0]} is no folder that the job can write to, {took}"
+            return Finding("fail", said, f"{self.setting('staging')}, or leave it out")
         if (other := versions(found)).status == "fail":
             return other
         return Finding("pass", f"ran {took}; GPUs that torch sees: {found['gpus']}")

@@ -23,6 +23,7 @@ from crossfl.streamflow.queue import (
     QueueConnector,
     StatusQueryError,
 )
+from crossfl.streamflow.submission import SubmitOnce
 
 NO_SUCH_JOB = "Unknown Job Id"
 NO_HISTORY = "not configured to maintain job history"
@@ -77,7 +78,7 @@ def report_of(job: dict[str, Any]) -> JobReport:
     return JobReport(state="FAILED" if status else "COMPLETED", exit_code=status, log=log)
 
 
-class PBSConnector(QueueConnector, EnginePBSConnector):
+class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
     """Jobs of one PBS server; see :class:`QueueConnector` for what it adds.
 
     The server must keep job history (``job_history_enable=True``).

@@ -11,13 +11,14 @@ from streamflow.core.deployment import ExecutionLocation
 from streamflow.deployment.connector.queue_manager import SlurmConnector as EngineSlurmConnector
 
 from crossfl.streamflow.queue import CANCEL_SECONDS, JobReport, QueueConnector, StatusQueryError
+from crossfl.streamflow.submission import SubmitOnce
 
 NO_SUCH_JOB = "Invalid job id"
 STATE_LINE = re.compile(r"^(\d+)\|([A-Z_]+)\|(.*)$", re.MULTILINE)
 EXIT_CODE = re.compile(r"(\d+):(\d+)")
 
 
-class SlurmConnector(QueueConnector, EngineSlurmConnector):
+class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
     """Jobs of one Slurm cluster; see :class:`QueueConnector` for what it adds."""
 
     scheduler: ClassVar[str] = "Slurm"
