@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUTDIR ?= results
-TEXT ?= ../shared/data/bilingual
+NAME ?= bilingual
+REAL ?= ../shared/data
 TORCH ?= 2.13.0
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare text test test-acceptance test-schedulers lint lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-schedulers lint lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -37,15 +38,12 @@ run: $(READY) data ## run the default federation; leaves model, history and repo
 compare: $(READY) data ## federated, each facility alone, and pooled data: a table (JOB, DATA)
 	$(BIN)/crossfl compare $(JOB) --data $(DATA) --outdir $(OUTDIR)/compare
 
-text: $(READY) ## the federation on real text: a folder TEXT with it/ and cs/
-	@test -d "$(TEXT)/it" -a -d "$(TEXT)/cs" || \
-	  { echo "$(TEXT) has no folders it/ and cs/: make text TEXT=<folder>" >&2; exit 1; }
-	@mkdir -p data/text
-	@ln -sfn "$(abspath $(TEXT))/it" data/text/leonardo
-	@ln -sfn "$(abspath $(TEXT))/cs" data/text/karolina
-	@rm -rf $(OUTDIR)/text/global_model
-	$(BIN)/streamflow run --quiet --outdir $(OUTDIR)/text workflows/bilingual/streamflow.yml > /dev/null
-	@echo "model, history, scores and report are in $(OUTDIR)/text"
+experiment: experiment-data ## an experiment, small: federated, each site alone, pooled (NAME)
+	$(BIN)/crossfl compare workflows/experiments/$(NAME)/job.yml \
+	  --data data/experiments/$(NAME) --outdir $(OUTDIR)/experiments/$(NAME)
+
+experiment-data: $(READY) ## the data of an experiment, by facility, in data/experiments (NAME, REAL)
+	workflows/experiments/prepare.sh "$(NAME)" "$(REAL)" $(BIN)/python
 
 test: $(READY) ## lint, types and every test
 	$(MAKE) --no-print-directory lint

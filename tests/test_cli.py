@@ -117,7 +117,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "model folder without config": (_model_without_config, "has no config.json"),
     "pickled weights": (_pickled_model, "pickled weights are never read"),
     "corrupt safetensors": (_corrupt_model, "is not a valid safetensors file"),
-    "not a model": (_not_a_model, "does not describe a causal language model"),
+    "not a model": (_not_a_model, "describes neither a causal language model"),
     "missing config": (
         lambda _: [*INITIALISE, "--config", "nothing.json"],
         "nothing.json",

@@ -10,8 +10,9 @@ from crossfl.errors import CrossFLError
 from crossfl.tensorfile import Entry, TensorFile
 
 SINGLE = "model.safetensors"
-ADAPTER = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+"""What `peft` saves in place of the weights that it adapts, which stay as they are."""
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -59,12 +60,12 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face checkpoint directory, or of an adapter's.
+    """The weight files of a Hugging Face checkpoint directory: those of its adapter, if it has one.
 
     Raises:
         CrossFLError: there are none in safetensors format, or the index names a missing one.
     """
-    for name in (SINGLE, ADAPTER):
+    for name in (ADAPTER, SINGLE):
         if (directory / name).is_file():
             return [directory / name]
     if not (directory / INDEX).is_file():

@@ -179,16 +179,19 @@ def _jsonl(path: Path) -> Samples:
 def _parquet(path: Path) -> Samples:
     from pyarrow import ArrowInvalid, parquet
 
+    samples = Samples()
     try:
-        rows = parquet.read_table(path).to_pylist()
+        # By batches: pixels take many times the memory as lists that they take as arrays.
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            _add(samples, batch.to_pylist(), path)
     except (ArrowInvalid, OSError) as error:
         raise CrossFLError(f"{path} is not a parquet file: {error}") from None
-    return _rows(rows, path)
+    return samples
 
 
-def _rows(rows: Iterable[Any], path: Path) -> Samples:
-    samples = Samples()
-    for i, row in enumerate(rows):
+def _add(samples: Samples, rows: Iterable[Any], path: Path) -> Samples:
+    """The samples, and those of further rows."""
+    for i, row in enumerate(rows, len(samples) + len(samples.bad)):
         try:
             samples.append(_sample(row, f"{path} row {i}"))
         except CrossFLError as error:
@@ -215,7 +218,7 @@ def _saved(path: Path, split: Split) -> tuple[Samples, bool]:
     name = "train" if split == "train" or valid is None else valid
     if name not in splits:
         raise CrossFLError(f"saved dataset {path} has no split {name!r}; it has {list(splits)}")
-    return _rows(splits[name], path), valid is None
+    return _add(Samples(), splits[name], path), valid is None
 
 
 def _sample(row: Any, where: str) -> Sample:

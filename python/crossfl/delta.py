@@ -17,11 +17,6 @@ PATTERN = "delta*.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def name(weights: Path) -> str:
-    """The name of the delta file of a weight file: `delta.safetensors` of `model.safetensors`."""
-    return weights.name.removeprefix("adapter_").replace("model", "delta", 1)
-
-
 class Delta:
     """The delta files of one update, mapped.
 
@@ -86,6 +81,11 @@ class Delta:
             if file := self.tensors.file_of.get(name + suffix):
                 return self._encodings[file.path]
         raise CrossFLError(f"tensor {name!r} is missing")
+
+
+def file_name(weights: str) -> str:
+    """The name of the delta of a file of weights: `model-00001-of-00002…` is `delta-00001-of…`."""
+    return "delta" + weights.partition("model")[2]
 
 
 def write(

@@ -58,6 +58,10 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     if base:
         model = adapter.load(model, directory)
     if training.activations == "recompute":
+        if not model.supports_gradient_checkpointing:
+            raise CrossFLError(
+                f"training.activations is recompute: the model in {directory} cannot; leave it out"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if classifies_images(model.config):
         return model, None

@@ -109,7 +109,7 @@ def benefit(
     for name, loss in final.items():
         losses = {"final": loss}
         if state.history and (last := state.history[-1]["facilities"].get(name, {}).get("metrics")):
-            losses |= {"local": last["local"]["loss"]} if "local" in last else {}
+            losses |= {"local": last["local"]["loss"]} if last.get("local") else {}
         if set(final) <= set(others.get(name, ())):
             losses["alone"] = others[name][name]
             losses["alone_all"] = sum(others[name][at] for at in final) / len(final)

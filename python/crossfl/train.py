@@ -25,7 +25,8 @@ def train(
     The received model, and the local one it has become after training, are measured on the
     facility's validation split in the same job: on a queue, a job of its own would cost another
     wait. Of several ranks, the first one writes; the others return nothing. Where time runs out
-    (`crossfl.budget`), the update is partial, with the number of steps that were done.
+    (`crossfl.budget`), the update is partial, with the number of steps that were done, and the
+    local model is not measured.
 
     Raises:
         CrossFLError: this is not the task's facility, model or dataset are unfit, or there was no
@@ -48,11 +49,13 @@ def train(
             validation = trainer.validate()
         with clock("train"):
             trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
-        with clock("evaluate"):
-            local = trainer.validate()
         status = "complete" if trained.reason is None else "partial"
         reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
         cost = trainer.account(trained)
+        local: dict[str, Any] = {}
+        if reason is None:
+            with clock("evaluate"):
+                local = trainer.validate()
         if not trainer.leads:
             trainer.save_delta(model, out)
             trainer.keep()
@@ -91,8 +94,8 @@ def train(
             loss=trained.losses[-1],
             tokens_per_second=cost["tokens_per_second"],
             seconds=sum(clock.seconds.values()),
-            message=f"validation loss {validation['loss']:.4f}, then {local['loss']:.4f}"
-            + ("" if reason is None else f"; partial: {reason}"),
+            message=f"validation loss {validation['loss']:.4f}"
+            + (f", then {local['loss']:.4f}" if reason is None else f", partial: {reason}"),
         )
         return written
 
