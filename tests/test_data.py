@@ -89,6 +89,17 @@ def test_bad_data_is_named(tmp_path: Path, name: str, content: str, message: str
         data.read(tmp_path / name, "train")
 
 
+def test_a_bad_sample_is_counted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a"}\n{"text"\n{"text": "b"}\n{"label": 1}\n{"text": "c"}\n')
+    read = data.read(path, "train")
+    assert read == [Text(None, "b"), Text(None, "c")]
+    assert [reason.split(":")[1].split()[0] for reason in read.bad] == ["2", "4"]
+    path.write_text('{"text": "a"}\n' + '{"label": 1}\n' * 2)
+    with pytest.raises(CrossFLError, match=r"2 of 3 samples cannot be read, the first because"):
+        data.read(path, "train")
+
+
 def test_the_prompt_is_masked() -> None:
     tokenizer = ByT5Tokenizer()
     a, b, x, end = (*tokenizer("abx", add_special_tokens=False)["input_ids"], 1)

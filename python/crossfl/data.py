@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -40,6 +40,15 @@ class Image(NamedTuple):
 Sample = Text | Image
 
 
+class Samples(list[Sample]):
+    """The samples that could be read, and why others could not."""
+
+    def __init__(self, samples: Iterable[Sample] = (), bad: Iterable[str] = ()) -> None:
+        super().__init__(samples)
+        self.bad = list(bad)
+        """A reason for each sample that is left out; it may quote the data."""
+
+
 class Encoded(NamedTuple):
     """A sample as token ids, and the same ids as labels with those of the prompt ignored."""
 
@@ -47,7 +56,7 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
-def read(path: Path, split: Split) -> Sequence[Sample]:
+def read(path: Path, split: Split) -> Samples:
     """Read one split of a dataset.
 
     The path is a `.txt` file (one sample a line), a `.jsonl` or `.parquet` file (`text`, or
@@ -55,8 +64,10 @@ def read(path: Path, split: Split) -> Sequence[Sample]:
     there are several), a folder with `train` and `valid` files of these kinds (`train.jsonl`, or
     `train-00000.parquet` and so on, all of them), or a folder saved by Hugging Face `datasets`.
 
+    A sample that cannot be read is left out and counted.
+
     Raises:
-        CrossFLError: the dataset has no such split, is empty, or a sample cannot be read.
+        CrossFLError: the dataset has no such split, is empty, or not even half of it can be read.
     """
     hold_out = False
     if path.is_dir() and _is_saved(path):
@@ -66,17 +77,24 @@ def read(path: Path, split: Split) -> Sequence[Sample]:
         files = [f for n in names for f in sorted(path.glob(f"{n}[.-]*")) if f.suffix in READERS]
         if not files:
             raise CrossFLError(f"dataset {path} has no {names[0]} file ({', '.join(READERS)})")
-        rows = [sample for file in files for sample in READERS[file.suffix](file)]
+        parts = [READERS[file.suffix](file) for file in files]
+        rows = Samples((s for part in parts for s in part), (b for part in parts for b in part.bad))
     elif path.suffix in READERS:
         rows, hold_out = READERS[path.suffix](path), True
     else:
         raise CrossFLError(f"dataset {path} is none of {', '.join(READERS)}, nor a folder of them")
-    samples: Sequence[Sample] = rows
+    if len(rows.bad) > len(rows):
+        raise CrossFLError(
+            f"dataset {path}: {len(rows.bad)} of {len(rows) + len(rows.bad)} samples cannot be "
+            f"read, the first because: {rows.bad[0]}"
+        )
     if hold_out:
-        samples = [s for i, s in enumerate(rows) if (i % HELD_OUT == 0) == (split == "valid")]
-    if not len(samples):
-        raise CrossFLError(f"dataset {path} is empty: it has no {split} sample")
-    return samples
+        kept = (s for i, s in enumerate(rows) if (i % HELD_OUT == 0) == (split == "valid"))
+        rows = Samples(kept, rows.bad)
+    if not rows:
+        because = f"; {rows.bad[0]}" if rows.bad else ""
+        raise CrossFLError(f"dataset {path} is empty: it has no {split} sample{because}")
+    return rows
 
 
 def row(sample: Sample) -> dict[str, Any]:
@@ -136,40 +154,48 @@ def _ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return ids
 
 
-def _txt(path: Path) -> list[Sample]:
+def _txt(path: Path) -> Samples:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise CrossFLError(f"{path} is not UTF-8 text: {error}") from None
-    return [Text(None, line) for line in lines if line.strip()]
+    return Samples(Text(None, line) for line in lines if line.strip())
 
 
-def _jsonl(path: Path) -> list[Sample]:
-    samples = []
+def _jsonl(path: Path) -> Samples:
+    samples = Samples()
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    samples.append(_sample(json.loads(line), f"{path}:{number}"))
                 except ValueError as error:
-                    raise CrossFLError(f"{path}:{number} is not JSON: {error}") from None
-                samples.append(_sample(row, f"{path}:{number}"))
+                    samples.bad.append(f"{path}:{number} is not JSON: {error}")
+                except CrossFLError as error:
+                    samples.bad.append(str(error))
     return samples
 
 
-def _parquet(path: Path) -> list[Sample]:
+def _parquet(path: Path) -> Samples:
     from pyarrow import ArrowInvalid, parquet
 
-    samples: list[Sample] = []
+    samples = Samples()
     try:
         # By batches: pixels take many times the memory as lists that they take as arrays.
         for batch in parquet.ParquetFile(path).iter_batches(1024):
-            samples += [
-                _sample(row, f"{path} row {i}")
-                for i, row in enumerate(batch.to_pylist(), len(samples))
-            ]
+            _add(samples, batch.to_pylist(), path)
     except (ArrowInvalid, OSError) as error:
         raise CrossFLError(f"{path} is not a parquet file: {error}") from None
+    return samples
+
+
+def _add(samples: Samples, rows: Iterable[Any], path: Path) -> Samples:
+    """The samples, and those of further rows."""
+    for i, row in enumerate(rows, len(samples) + len(samples.bad)):
+        try:
+            samples.append(_sample(row, f"{path} row {i}"))
+        except CrossFLError as error:
+            samples.bad.append(str(error))
     return samples
 
 
@@ -180,7 +206,7 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
 
 
-def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
+def _saved(path: Path, split: Split) -> tuple[Samples, bool]:
     import datasets
 
     try:
@@ -192,7 +218,7 @@ def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
     name = "train" if split == "train" or valid is None else valid
     if name not in splits:
         raise CrossFLError(f"saved dataset {path} has no split {name!r}; it has {list(splits)}")
-    return [_sample(row, f"{path} row {i}") for i, row in enumerate(splits[name])], valid is None
+    return _add(Samples(), splits[name], path), valid is None
 
 
 def _sample(row: Any, where: str) -> Sample:

@@ -53,6 +53,7 @@ def train(
             trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
         status = "complete" if trained.reason is None else "partial"
         reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
+        cost = trainer.account(trained)
         local: dict[str, Any] = {}
         if reason is None:
             with clock("evaluate"):
@@ -61,7 +62,6 @@ def train(
             trainer.save_delta(model, out)
             trainer.keep()
             return {}
-        rate = trained.tokens / max(trained.seconds, 1e-9)
         with manifest.publish(out / UPDATE) as directory:
             with clock("save"):
                 size = trainer.save_delta(model, directory)
@@ -83,7 +83,7 @@ def train(
                         "training": {
                             "first_loss": trained.losses[0],
                             "last_loss": trained.losses[-1],
-                            "tokens_per_second": rate,
+                            **cost,
                         },
                     },
                 },
@@ -94,7 +94,7 @@ def train(
             step=trained.steps,
             steps=trained.steps,
             loss=trained.losses[-1],
-            tokens_per_second=rate,
+            tokens_per_second=cost["tokens_per_second"],
             seconds=sum(clock.seconds.values()),
             message=f"validation loss {validation['loss']:.4f}"
             + (f", then {local['loss']:.4f}" if reason is None else f", partial: {reason}"),

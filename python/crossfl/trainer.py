@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import adapter, data, delta, encoding
+from crossfl import accounting, adapter, data, delta, encoding
 from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
@@ -80,6 +80,7 @@ class Trainer:
         self._parameters = learning(self._parallel.whole(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
         self._anchors: list[Tensor] = []
+        self._energy = accounting.Energy(self._parallel.device)
 
     @property
     def leads(self) -> bool:
@@ -141,6 +142,29 @@ class Trainer:
                 f"{task.facility} had no time for a step in round {task.round}: {done.reason}"
             )
         return done
+
+    def account(self, done: Trained) -> dict[str, Any]:
+        """What the training cost, for the manifest; every rank has to ask for it.
+
+        Counts and rates are of all ranks, memory is that of the rank that held most, energy that
+        of the first one's node and GPU.
+        """
+        network, device = self._parallel.whole(self._model), self._parallel.device
+        memory = int(self._parallel.gather(accounting.peak_memory(device)).max())
+        rate = done.read / max(done.seconds, 1e-9)
+        peak = accounting.peak(device, self._training.precision)
+        needed = accounting.operations(network, done.read / max(done.samples, 1))
+        used = rate * needed / (peak * self._parallel.number) if peak and needed else None
+        return {
+            "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
+            "tokens_read": done.read,
+            "bad_samples": len(self._samples.bad),
+            "gradient_noise_scale": done.noise.scale(),
+            "ranks": self._parallel.number,
+            "peak_memory": memory,
+            "flops_utilisation": used,
+            "joules": self._energy.joules(),
+        }
 
     def save_delta(self, model: Path, directory: Path) -> int:
         """Write local minus global weights, in files like the model's; their size in bytes.

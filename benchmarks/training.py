@@ -1,0 +1,294 @@
+"""Measure the training loop against the Hugging Face `Trainer` and a loop with xFFL's settings.
+
+    python benchmarks/training.py --work /tmp/benchmark
+    python benchmarks/training.py --work /tmp/benchmark --device cuda --case 1b --precision bf16
+    python benchmarks/training.py --work /tmp/benchmark --device cuda --case 7b-lora --arms ours
+
+One model with random weights, one batch after the other of the same samples for all, every arm in a
+process of its own (or `--ranks` of them under torchrun), interleaved, medians over the repeats of
+the steps that follow the first ones. Nothing is measured before losses agree. xFFL's settings are
+those of `examples/llm/client/src/training.py` at 009f184 (https://github.com/alpha-unito/xffl):
+weights in the precision of the arithmetic, activations computed again, AdamW as it comes, no
+clipping; FSDP where there are several ranks.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossfl import accounting, adapter, data, manifest
+from crossfl.batch import batch_of
+from crossfl.budget import Notice
+from crossfl.initialise import initialise
+from crossfl.model import load, load_weights, summed_loss
+from crossfl.records import Aggregation, Lora, Task, Training
+from crossfl.site import MODELS
+
+CASES: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "heads": 4},
+    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "heads": 16},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32},
+}
+VOCABULARY = {"small": 384, "1b": 32000, "7b": 32000}
+SAMPLES = 512
+
+
+def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Model and data of a case, made once under the work folder."""
+    size, _, lora = args.case.partition("-")
+    model, rows = args.work / args.case / "global_model", args.work / f"rows-{args.length}.jsonl"
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not rows.exists():
+        letters = "".join(chr(97 + i * i % 26) for i in range(args.length))
+        lines = (json.dumps({"text": f"{i:06d}{letters}"}) for i in range(SAMPLES))
+        rows.write_text("\n".join(lines) + "\n")
+    if model.exists():
+        return model, rows
+    shape = dict(CASES[size])
+    heads = shape.pop("heads")
+    config = args.work / f"{size}.json"
+    config.write_text(
+        json.dumps(
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **shape}
+            | {"num_attention_heads": heads, "num_key_value_heads": heads, "pad_token_id": 0}
+            | {"eos_token_id": 1, "bos_token_id": None, "vocab_size": VOCABULARY[size]}
+            | {"max_position_embeddings": max(2048, args.length), "dtype": "float32"}
+        )
+    )
+    base = args.work / size
+    if not (base / "global_model").exists():
+        initialise(None, config, "bytes", 0, 1, Aggregation(), base)
+    if lora:
+        record = Lora(base_model=f"{size}/global_model", rank=16)
+        base = base / "global_model"
+        initialise(base, None, None, 0, 1, Aggregation(), args.work / args.case, record)
+    return model, rows
+
+
+def records(args: argparse.Namespace, model: Path) -> tuple[Task, Training]:
+    """The task and the settings that all arms share."""
+    steps = args.steps
+    base = manifest.read(model, "model")["digest"]
+    task = Task(
+        facility="here", dataset="rows", round=1, local_steps=steps, seed=1, schedule_step=0,
+        schedule_steps=steps, samples_seen=0, data_seed=1, base=base,
+    )  # fmt: skip
+    training = Training(
+        batch_size=args.batch * args.ranks, sequence_length=args.length, learning_rate=1e-4,
+        precision=args.precision, threads=args.threads, validation_samples=1,
+        activations="recompute" if args.recompute else "keep",
+        sharding="fsdp" if args.ranks > 1 else "none",
+    )  # fmt: skip
+    return task, training
+
+
+def ours(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
+    """`crossfl.trainer.Trainer`, as a job calls it."""
+    from crossfl.trainer import Trainer
+
+    task, training = records(args, model)
+    trainer, times = Trainer(model, rows, task, training), [time.monotonic()]
+
+    def record(*_: Any, **fields: Any) -> None:
+        times.append(time.monotonic())
+
+    trained = trainer.train(record, Notice())  # type: ignore[arg-type]
+    account = trainer.account(trained)
+    return result(args, trained.losses, times, account)
+
+
+def hugging_face(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
+    """The `Trainer`, as it comes, on the same samples in the same order."""
+    import transformers
+
+    task, training = records(args, model)
+    network, tokenizer = load(model, training)
+    samples = encoded(rows, task, training, tokenizer)
+
+    class Sequential(transformers.Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(samples)
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            synchronise(args)
+            times.append(time.monotonic())
+
+    def collate(batch: list[data.Encoded]) -> dict[str, torch.Tensor]:
+        found = batch_of([[sample] for sample in batch], torch.device("cpu"))
+        return {"input_ids": found.inputs, "labels": found.labels}
+
+    settings = transformers.TrainingArguments(
+        output_dir=str(args.work / "trainer"), per_device_train_batch_size=args.batch,
+        max_steps=args.steps, learning_rate=1e-4, lr_scheduler_type="constant", logging_steps=1,
+        save_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+        bf16=args.precision == "bf16", use_cpu=args.device == "cpu", weight_decay=0.0,
+        gradient_checkpointing=args.recompute, seed=1,
+    )  # fmt: skip
+    trainer = Sequential(
+        model=network, args=settings, train_dataset=samples, data_collator=collate,
+        callbacks=[Clock()],
+    )  # fmt: skip
+    times = [time.monotonic()]
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return result(args, losses, times, {})
+
+
+def xffl(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
+    """A plain loop with the settings of xFFL's example."""
+    from crossfl.parallel import Parallel
+
+    task, training = records(args, model)
+    _, tokenizer = load(model, training)
+    half = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    network: Any = load_weights(model, half)
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    parallel = Parallel(training)
+    spread = parallel.spread(network)
+    optimizer = torch.optim.AdamW(spread.parameters(), lr=1e-4, weight_decay=0.0)
+    samples = encoded(rows, task, training, tokenizer)
+    losses, times, size = [], [time.monotonic()], training.batch_size
+    spread.train()
+    for step in range(args.steps):
+        mine = samples[step * size : (step + 1) * size][parallel.rank :: parallel.number]
+        batch = batch_of([[sample] for sample in mine], parallel.device)
+        loss = summed_loss(spread, batch) / batch.tokens
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        times.append(time.monotonic())
+    return result(args, losses, times, {})
+
+
+ARMS: dict[str, Callable[[argparse.Namespace, Path, Path], dict[str, Any]]] = {
+    "ours": ours,
+    "trainer": hugging_face,
+    "xffl": xffl,
+}
+
+
+def encoded(rows: Path, task: Task, training: Training, tokenizer: Any) -> list[data.Encoded]:
+    """The samples of all steps, in the order in which `crossfl train` draws them."""
+    samples, count = data.read(rows, "train"), task.local_steps * training.batch_size
+    drawn = data.order(len(samples), task.data_seed, 0, count)
+    found = [data.encode(samples[i], tokenizer, training.sequence_length) for i in drawn]
+    return [sample for sample in found if isinstance(sample, data.Encoded)]
+
+
+def result(
+    args: argparse.Namespace, losses: list[float], times: list[float], account: dict[str, Any]
+) -> dict[str, Any]:
+    """Losses, and tokens per second of the steps after those that warm up."""
+    seconds = times[-1] - times[args.warmup]
+    tokens = (args.steps - args.warmup) * args.batch * args.ranks * args.length
+    device = torch.device(args.device)
+    return {
+        "losses": losses,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory": accounting.peak_memory(device),
+        "account": account,
+    }
+
+
+def synchronise(args: argparse.Namespace) -> None:
+    """Wait for the GPU, so that a step is over when it is said to be."""
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def run(args: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """One arm, in a process of its own; the last line of its output is its result."""
+    ranks = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={args.ranks}"]
+    words = [*(ranks if args.ranks > 1 else [sys.executable]), __file__, *sys.argv[1:]]
+    here = {MODELS: str(args.work), "CROSSFL_FACILITY": "here"}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
+    done = subprocess.run(
+        [*words, "--arm", arm], capture_output=True, text=True, env={**os.environ, **here, **hidden}
+    )
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Print the machine, every repeat, and the table of medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for models and data")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--case", choices=("small", "1b", "7b", "7b-lora"), default="small")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--batch", type=int, default=8, help="samples per rank and step")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sample")
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--warmup", type=int, default=4, help="steps that are not counted")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each rank")
+    parser.add_argument("--recompute", action="store_true", help="activations, in all arms")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.work = args.work.resolve()
+    os.environ.setdefault(MODELS, str(args.work))
+    model, rows = prepare(args)
+    if args.arm:
+        found = ARMS[args.arm](args, model, rows)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found))
+        return
+    if adapter.is_adapter(model) and args.arms != ["ours"]:
+        parser.error("the other arms train whole models: --arms ours")
+
+    import accelerate
+    import transformers
+
+    device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+    print(f"{device or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}, accelerate {accelerate.__version__}")
+    print({k: str(v) for k, v in vars(args).items() if k not in ("arm", "work")})
+    found = {arm: [run(args, arm)] for arm in args.arms}  # also reads the files once
+    first = found[args.arms[0]][0]["losses"]
+    # xFFL does not clip the gradient, so its losses are near and not equal.
+    tolerance = {arm: 2e-3 if args.precision == "fp32" and arm != "xffl" else 3e-2 for arm in ARMS}
+    for arm in args.arms:
+        losses = found[arm][0]["losses"]
+        worst = max(abs(a - b) / b for a, b in zip(losses, first, strict=True))
+        print(f"{arm}: losses {losses[0]:.4f} … {losses[-1]:.4f}, off by {worst:.1e} at most")
+        if worst > tolerance[arm]:
+            raise SystemExit(f"the losses of {arm} are not those of {args.arms[0]}")
+    found = {arm: [] for arm in args.arms}
+    for repeat in range(args.repeats):
+        for arm in args.arms:
+            found[arm].append(run(args, arm))
+            rate = found[arm][-1]["tokens_per_second"]
+            print(f"repeat {repeat + 1}  {arm:<8}{rate:10.0f} tokens/s", flush=True)
+    print("\n| Loop | tokens/s, median | least | most | peak memory, MiB | utilisation |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for arm, each in found.items():
+        rates = [r["tokens_per_second"] for r in each]
+        memory = statistics.median(r["peak_memory"] for r in each) / 2**20
+        used = [r["account"].get("flops_utilisation") for r in each]
+        share = "" if used[0] is None else f"{statistics.median(used):.1%}"
+        print(
+            f"| {arm} | {statistics.median(rates):.0f} | {min(rates):.0f} | {max(rates):.0f} ",
+            end="",
+        )
+        print(f"| {memory:.0f} | {share} |")
+
+
+if __name__ == "__main__":
+    main()
