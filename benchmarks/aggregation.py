@@ -42,8 +42,8 @@ def layout(size: int, dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "model.norm.weight": (HIDDEN,),
     }
-    layer = 0
-    while sum(torch.Size(s).numel() for s in shapes.values()) * dtype.itemsize < size:
+    layer, elements = 0, 0
+    while elements * dtype.itemsize < size:
         prefix = f"model.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             shapes[f"{prefix}self_attn.{name}.weight"] = (HIDDEN, HIDDEN)
@@ -52,7 +52,7 @@ def layout(size: int, dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[
         shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INNER)
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{prefix}{name}.weight"] = (HIDDEN,)
-        layer += 1
+        layer, elements = layer + 1, sum(torch.Size(s).numel() for s in shapes.values())
     return {name: (dtype, shape) for name, shape in shapes.items()}
 
 

@@ -166,10 +166,11 @@ def main() -> None:
     parser.add_argument(
         "--encodings", nargs="+", choices=ENCODINGS, default=["fp32", "bf16", "int8", "int4"]
     )
-    parser.add_argument("--results", type=Path, default=Path("encodings.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
     args = parser.parse_args()
     os.environ[progress.VARIABLE] = os.devnull
     job, outcomes = Job.load(args.job), []
+    args.results.parent.mkdir(parents=True, exist_ok=True)
     if args.results.exists():
         outcomes = [json.loads(line) for line in args.results.read_text().splitlines()]
     done = {(o["seed"], o["encoding"]) for o in outcomes}

@@ -71,8 +71,11 @@ def crossfl_core(files: list[Path], output: Path) -> Method:
             total = buffers.take(torch.float32)
             for start, count in piece.cells():
                 cells = (i.span(piece.name, start, count).float() for i in inputs)
-                combined = mean.combine(cells, share, 0, total[:count])
-                result.narrow(0, start - piece.start, count).copy_(combined)
+                part = result.narrow(0, start - piece.start, count)
+                if part.dtype == torch.float32:
+                    mean.combine(cells, share, 0, part)
+                else:
+                    part.copy_(mean.combine(cells, share, 0, total[:count]))
             buffers.give([total])
             return result
 

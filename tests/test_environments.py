@@ -66,6 +66,7 @@ def required(name: str, facility: str, **changes: str) -> list[str]:
     """The `--set` words that an environment cannot do without, with dummy values."""
     environment = Environment.load(ENVIRONMENTS, name)
     needed = {k for k in environment.placeholders() if k in SETTINGS} - {*environment.defaults}
+    needed -= {"container", *(["venv"] if "container" in changes else [])}
     values = {key: DUMMY[key] for key in sorted(needed)} | changes
     return [word for k, v in values.items() for word in ("--set", f"{facility}.{k}={v}")]
 
@@ -127,6 +128,38 @@ def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     runnable = jinja2.Template(text).render(streamflow_command="true")
     checked = subprocess.run(["bash", "-n"], input=runnable, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("name", ["leonardo", "lumi", "polaris", "vm"])
+def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: Bind) -> None:
+    words = required(name, "site", container="/work/crossfl.sif")
+    status, said = crossfl_bind("--facility", f"site={name}", *words)
+    assert status == 0, said
+    text = Path("streamflow.d/site.sh").read_text()
+    assert "activate" not in text and text.count("{{streamflow_command}}") == 1
+    assert text.endswith('/work/crossfl.sif bash -c "$step"\n')
+    assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
+    for more, message in (
+        (["--set", "site.venv=/work/venv"], "site has venv and container: give one of them"),
+        (["--set", "site.nodes=2"], "jobs in a container have one node"),
+    ):
+        if name != "vm" or "nodes" not in message:
+            status, said = crossfl_bind("--facility", f"site={name}", *words, *more)
+            assert status == cli.BAD_INPUT and message in said
+
+
+def test_recipes_of_containers() -> None:
+    """They cannot be built here; that they name what there is, and the lock's Python, is seen."""
+    folder = ENVIRONMENTS / "containers"
+    recipe = (folder / "Dockerfile").read_text()
+    for names in re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in names.split())
+    version = re.search(r"with Python (3\.\d+)", (ROOT / "requirements.lock").read_text())
+    assert version and f"ARG BASE=python:{version[1]}-" in recipe
+    definition = (folder / "crossfl.def").read_text()
+    page = (folder / "README.md").read_text()
+    archive = re.search(r"^From: (\S+)$", definition, re.MULTILINE)
+    assert archive and f"docker save -o {archive[1]} crossfl" in page
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,6 +91,10 @@ def test_where_the_ranks_meet(tmp_path: Path) -> None:
     assert launch.first_node({}) == "127.0.0.1"
     nodes.write_text("x1000\nx1000\n")
     assert launch.first_node({"PBS_NODEFILE": str(nodes)}) == "127.0.0.1"
+    # In a container, what would say more may be absent.
+    assert launch.first_node({"PBS_NODEFILE": str(tmp_path / "absent")}) == "127.0.0.1"
+    one = {"SLURM_JOB_NODELIST": "lrdn0001", "SLURM_JOB_NUM_NODES": "1"}
+    assert launch.first_node(one | {"PATH": "/nowhere"}) == "127.0.0.1"
 
 
 def test_ranks_of_two_clusters_on_one_node_do_not_meet() -> None:

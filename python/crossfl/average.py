@@ -9,8 +9,6 @@ import contextlib
 import itertools
 import math
 import operator
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crossfl import checkpoint, combinations, gate, manifest, strategies
+from crossfl import checkpoint, combinations, gate, manifest, outputs, strategies
 from crossfl.checkpoint import Tensors
 from crossfl.combinations import Cohort
 from crossfl.encoding import CELL
@@ -122,7 +120,7 @@ class Averaging:
                 sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
                 if _is_master(file):
                     twin = state / f"{MASTER}.{file.path.name}"
-                    _link(model / file.path.name, twin)
+                    outputs.link(model / file.path.name, twin)
                     sums[twin.name] = sums[file.path.name]
         return sums
 
@@ -237,14 +235,6 @@ class Averaging:
 def _is_master(file: TensorFile) -> bool:
     """Whether a file of the model has the same bytes as its master weights: all of it is fp32."""
     return all(entry.dtype == torch.float32 for entry in file.entries.values())
-
-
-def _link(written: Path, twin: Path) -> None:
-    """Give a file a second name, or, where the file system knows no links, make a copy."""
-    try:
-        os.link(written, twin)
-    except OSError:
-        shutil.copyfile(written, twin)
 
 
 def _sum_of_squares(values: Tensor) -> float:

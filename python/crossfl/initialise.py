@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfl import manifest, outputs, strategies
-from crossfl.checkpoint import Tensors
+from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
 from crossfl.records import BYTES, Aggregation, add_flags, from_flags
 from crossfl.state import MASTER, ServerState
+from crossfl.stream import pieces
 from crossfl.tensorfile import Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def initialise(
@@ -63,8 +66,10 @@ def initialise(
                     "config.json"
                 )
             loaded.save_pretrained(directory)
-        described = manifest.write(directory, "model", {"round": 0})
         sums = start(Tensors.of_model(directory), aggregation, memory)
+        if aggregation.broadcast != "own":
+            convert(directory, FORMATS[aggregation.broadcast])
+        described = manifest.write(directory, "model", {"round": 0})
         ServerState(
             rounds=rounds,
             seed=seed,
@@ -145,6 +150,31 @@ def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, 
                     writers[slot].write(tensor)
         sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
     return sums
+
+
+def convert(directory: Path, dtype: torch.dtype) -> None:
+    """Round the floating-point weights of a model directory to a dtype, and say so in its files."""
+    total = 0
+    for file in Tensors.of_model(directory).files:
+        layout = {
+            name: (dtype if entry.dtype.is_floating_point else entry.dtype, entry.shape)
+            for name, entry in file.entries.items()
+        }
+        partial = file.path.with_suffix(".partial")
+        with Writer(partial, layout) as writer:
+            for piece in pieces(file):
+                values = file.span(piece.name, piece.start, piece.count)
+                writer.write(values.to(layout[piece.name][0]))
+        partial.rename(file.path)
+        total += sum(torch.Size(shape).numel() * kind.itemsize for kind, shape in layout.values())
+    for name, key, value in (
+        ("config.json", "dtype", str(dtype).removeprefix("torch.")),
+        (INDEX, "metadata", {"total_size": total}),
+    ):
+        if (directory / name).is_file():
+            outputs.write_json(
+                directory / name, json.loads((directory / name).read_text()) | {key: value}
+            )
 
 
 def _vocabulary(config: Path) -> int | None:

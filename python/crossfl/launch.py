@@ -95,12 +95,16 @@ def join() -> None:
 
 
 def first_node(environment: Mapping[str, str]) -> str:
-    """Where rank 0 runs: the first of the job's nodes; on a single one, no name is looked up."""
+    """Where rank 0 runs: the first of the job's nodes; on a single one, no name is looked up.
+
+    In a container, where jobs have one node, there may be neither `scontrol` nor the node file.
+    """
     hosts: list[str] = []
-    if nodes := environment.get("SLURM_JOB_NODELIST"):
+    nodes = environment.get("SLURM_JOB_NODELIST")
+    if nodes and environment.get("SLURM_JOB_NUM_NODES") != "1":
         command = ["scontrol", "show", "hostnames", nodes]
         hosts = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    elif path := environment.get("PBS_NODEFILE"):
+    elif (path := environment.get("PBS_NODEFILE")) and Path(path).is_file():
         hosts = Path(path).read_text().split()
     return hosts[0] if len(set(hosts)) > 1 else "127.0.0.1"
 

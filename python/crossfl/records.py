@@ -218,6 +218,10 @@ class Aggregation(Record):
     combination: Literal[
         "mean", "fednova", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"
     ] = option("How the deltas of a round become one. Default mean.", "mean")
+    broadcast: Literal["own", "fp32", "bf16"] = option(
+        "Number format in which the global model travels; own is that of its files. Default own.",
+        "own",
+    )
     weighting: Literal["tokens", "samples", "steps", "equal"] = option(
         "What a facility's weight is proportional to. Default tokens.", "tokens"
     )

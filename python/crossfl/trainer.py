@@ -162,7 +162,7 @@ class Trainer:
             local = Tensors.of_model(Path(scratch))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
-                path = directory / file.path.name.replace("model", "delta", 1)
+                path = directory / delta.file_name(file.path.name)
                 rest = lost / file.path.name if lost else None
                 delta.write(path, Difference(local, file, carried), self._coding, rest)
         return sum(path.stat().st_size for path in directory.iterdir())

@@ -128,9 +128,10 @@ class Visit:
     async def _login(self) -> bool:
         begun = time.monotonic()
         try:
-            places = await asyncio.wait_for(
-                self.connector.get_available_locations(self.site.service), LIMIT + CONNECT
-            )
+            async with asyncio.timeout(LIMIT + CONNECT):
+                if isinstance(self.login_node, SSHConnector):
+                    await self.login_node.probe()
+                places = await self.connector.get_available_locations(self.site.service)
         except HostKeyError as error:
             self.note("host key", Finding("fail", *remedied(error)))
             return False
