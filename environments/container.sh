@@ -9,6 +9,7 @@ gpu=
 [ ! -e /dev/kfd ] || gpu=--rocm
 folders=<workdir>
 folders=$folders,<data>:<data>:ro
+folders=$folders,<models>:<models>:ro
 unset PYTHONPATH PYTHONHOME
 step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}

@@ -4,12 +4,17 @@ class: CommandLineTool
 label: Make the first global model and the server state
 doc: |
   From a Hugging Face model directory, or from a configuration and a seed (random weights), with a
-  tokenizer of its own, a given one, or the byte-level one.
+  tokenizer of its own, a given one, or the byte-level one. Where CROSSFL_JOURNAL names a journal
+  with an unfinished run of this configuration, as its last published round left them.
 
 requirements:
   SchemaDefRequirement:
     types:
       - $import: types/aggregation.yml
+      - $import: types/lora.yml
+      - $import: types/retention.yml
+      - $import: types/facility.yml
+      - $import: types/training.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -38,15 +43,38 @@ inputs:
     type: int
     doc: Rounds to run.
     inputBinding: {prefix: --rounds}
+  lora:
+    type: ["null", "types/lora.yml#lora"]
+    doc: Adapter to train on the model, which then stays where it is; unset, the whole model.
+    inputBinding: {}
   aggregation:
     type: ["null", "types/aggregation.yml#aggregation"]
     doc: Strategy and its parameters, kept in the server state.
+    inputBinding: {}
+  retention:
+    type: ["null", "types/retention.yml#retention"]
+    doc: Which rounds the journal keeps.
+    inputBinding: {}
+  facilities:
+    type:
+      - "null"
+      - type: array
+        items: "types/facility.yml#facility"
+        inputBinding: {prefix: --facility}
+    doc: The facilities of the federation; compared with the journal, as all that follows.
+  local_steps:
+    type: int?
+    doc: Optimizer steps per facility and round.
+    inputBinding: {prefix: --local-steps}
+  training:
+    type: ["null", "types/training.yml#training"]
+    doc: How the facilities train.
     inputBinding: {}
 
 outputs:
   global_model:
     type: Directory
-    doc: Hugging Face checkpoint with a manifest; from_pretrained loads it.
+    doc: Hugging Face checkpoint, or adapter of peft, with a manifest; from_pretrained loads it.
   state:
     type: Directory
     doc: Server state with a manifest.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from crossfl import checkpoint, manifest
-from crossfl.aggregate import aggregate, more
+from crossfl.aggregate import aggregate
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.records import Aggregation
@@ -179,8 +179,8 @@ def test_a_state_of_another_model_is_refused(round_: Path, tmp_path: Path) -> No
         ({}, 2, False),
         ({"target_loss": 1.5}, 1, False),
         ({"target_loss": 0.5}, 1, True),
-        ({"max_seconds": 0.0}, 1, False),
-        ({"max_seconds": 1e12}, 1, True),
+        ({"budget_seconds": 0.0}, 1, False),
+        ({"budget_seconds": 1e12}, 1, True),
     ],
 )
 def test_when_to_stop(
@@ -192,7 +192,7 @@ def test_when_to_stop(
         history=[{"loss": 1.0}],
         aggregation=Aggregation.parse(rules),
     )
-    assert more(state) is expected
+    assert state.more() is expected
 
 
 def test_shards_stay_shards(round_: Path, tmp_path: Path) -> None:

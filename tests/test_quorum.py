@@ -100,7 +100,7 @@ def test_wait_asks_again_who_was_missing_and_loses_nothing(
 
 
 def test_wait_does_not_go_beyond_the_time_that_there_is(tmp_path: Path, missing: Path) -> None:
-    rules = {"quorum": 2, "below_quorum": "wait", "max_seconds": 0.0}
+    rules = {"quorum": 2, "below_quorum": "wait", "budget_seconds": 0.0}
     state = _state(tmp_path / "state", **rules)
     with pytest.raises(CrossFLError, match="the quorum is 2"):
         aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "out")

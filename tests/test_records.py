@@ -12,7 +12,9 @@ from crossfl.errors import CrossFLError
 from crossfl.records import (
     Aggregation,
     Facility,
+    Lora,
     Record,
+    Retention,
     Task,
     Training,
     add_flags,
@@ -23,7 +25,7 @@ from crossfl.records import (
     scalar_of,
 )
 
-RECORDS = [Facility, Task, Training, Aggregation]
+RECORDS = [Facility, Task, Training, Lora, Aggregation, Retention]
 CWL_TYPE = {int: "int", float: "double", str: "string"}
 
 

@@ -169,7 +169,8 @@ def test_images_are_read_and_written(tmp_path: Path) -> None:
     assert isinstance(read[0], Image)
     assert read[0].pixels.shape == (1, 8, 8)
     batch = batch_of([[image] for image in read[:3]], torch.device("cpu"))
-    assert (batch.inputs.shape, batch.labels.tolist()) == ((3, 1, 8, 8), [1, 0, 1])
+    pixels, labels = batch.inputs, batch.labels
+    assert (pixels.shape, labels.tolist()) == ((3, 1, 8, 8), [1, 0, 1])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ requirements:
       - $import: ../steps/types/task.yml
       - $import: ../steps/types/training.yml
       - $import: ../steps/types/aggregation.yml
+      - $import: ../steps/types/lora.yml
+      - $import: ../steps/types/retention.yml
 
 inputs:
   model:
@@ -46,9 +48,15 @@ inputs:
   training:
     type: ["null", "../steps/types/training.yml#training"]
     doc: How the facilities train.
+  lora:
+    type: ["null", "../steps/types/lora.yml#lora"]
+    doc: Adapter to train on a model that every facility holds; unset, the whole model travels.
   aggregation:
     type: ["null", "../steps/types/aggregation.yml#aggregation"]
     doc: How updates become the next global model.
+  retention:
+    type: ["null", "../steps/types/retention.yml#retention"]
+    doc: Which finished rounds the journal keeps.
   prompts:
     type: string[]?
     doc: Prompts that the final model completes, for people to read.
@@ -56,7 +64,7 @@ inputs:
 outputs:
   global_model:
     type: Directory
-    doc: The trained model, a Hugging Face checkpoint.
+    doc: The trained model, a Hugging Face checkpoint or an adapter of peft.
     outputSource: federate/next_model
   history:
     type: File
@@ -80,7 +88,12 @@ steps:
       tokenizer: tokenizer
       seed: seed
       rounds: rounds
+      lora: lora
       aggregation: aggregation
+      retention: retention
+      facilities: facilities
+      local_steps: local_steps
+      training: training
     out: [global_model, state, more]
   federate:
     run: round.cwl

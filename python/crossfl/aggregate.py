@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crossfl import gate, manifest, outputs
+from crossfl import gate, journal, manifest, outputs
 from crossfl.average import Averaging
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
@@ -53,8 +53,14 @@ def aggregate(
             stop, or model or state are damaged. Nothing was written.
     """
     server = ServerState.load(state)
-    if not updates:
-        raise CrossFLError("no update was given: name one directory for each facility")
+    if not updates and not server.held:
+        if server.more():
+            raise CrossFLError("no update was given: name one directory for each facility")
+        # A run that was interrupted after its last round: the loop has to turn once.
+        with manifest.publish(out / MODEL) as directory, manifest.publish(out / STATE) as memory:
+            outputs.link_tree(model, directory)
+            outputs.link_tree(state, memory)
+        return False
     described = manifest.read(model, "model")
     if described["digest"] != server.model:
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
@@ -103,20 +109,6 @@ def shares(updates: Sequence[Update], aggregation: Aggregation) -> list[float]:
     return found
 
 
-def more(state: ServerState) -> bool:
-    """Whether another round is to follow: rounds left, target loss not met, time left."""
-    rules = state.aggregation
-    loss = state.history[-1]["loss"]
-    met = rules.target_loss is not None and loss is not None and loss <= rules.target_loss
-    return state.round < state.rounds and not met and not late(state)
-
-
-def late(state: ServerState) -> bool:
-    """Whether no round may begin any more."""
-    limit = state.aggregation.max_seconds
-    return limit is not None and time.time() - state.started >= limit
-
-
 def _copied(described: Mapping[str, Any], weights: Tensors) -> set[str]:
     """Files of the model that go into the next one: all but those whose weights are all remade."""
     remade = {
@@ -149,7 +141,7 @@ def _publish(
         history = [*server.history, entry]
         server = replace(server, round=round_, model=digest, held=[], waits=0, history=history)
         server.save(memory, sums)
-    return more(server)
+    return server.more()
 
 
 def _below_quorum(
@@ -170,7 +162,7 @@ def _below_quorum(
         BelowQuorumError: the run is to stop, or it has waited for as long as it may.
     """
     rules = server.aggregation
-    if rules.below_quorum == "stop" or (rules.below_quorum == "wait" and late(server)):
+    if rules.below_quorum == "stop" or (rules.below_quorum == "wait" and server.late()):
         raise shortfall
     with manifest.publish(out / MODEL) as directory, manifest.publish(out / STATE) as memory:
         outputs.link_tree(model, directory)
@@ -187,7 +179,7 @@ def _below_quorum(
             server = replace(server, held=held, waits=server.waits + 1)
         known = manifest.read(state, "state")["files"]
         server.save(memory, {n: e["sha256"] for n, e in known.items() if n.endswith("tensors")})
-    return rules.below_quorum == "wait" or more(server)
+    return rules.below_quorum == "wait" or server.more()
 
 
 def _skipped(
@@ -255,6 +247,9 @@ def main(args: argparse.Namespace) -> None:
     begun = time.monotonic()
     another = aggregate(args.global_model, args.state, args.update, here)
     state = ServerState.load(here / STATE)
+    if state.run and (place := journal.here()):
+        run = journal.Run.load(place / state.run)
+        run.publish(here / MODEL, here / STATE, state.retention)
     with Progress(round=state.round + (state.waits > 0), rounds=state.rounds) as progress:
         if state.waits:
             wait = state.aggregation.wait_seconds

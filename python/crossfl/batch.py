@@ -6,7 +6,7 @@ transformers makes the mask that keeps them apart (`create_causal_mask`), for an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,12 @@ Row = Sequence[Encoded | Image]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes: ids, labels and positions [rows, longest], or images.
-
-    Images are [rows, channels, height, width], their labels [rows].
-    """
+    """What one forward pass takes."""
 
     inputs: Tensor
+    """Token ids [rows, longest], or images, fp32 [rows, channels, height, width]."""
     labels: Tensor
+    """Token ids [rows, longest], or classes [rows]."""
     positions: Tensor | None
     """Place of each token in its sample; None where each row is one sample from its start."""
     tokens: int
@@ -32,9 +31,13 @@ class Batch:
     read: int
     """Tokens without padding, with those of prompts."""
 
+    def blank(self) -> "Batch":
+        """The same batch with nothing to learn, for a rank that has run out of samples."""
+        return replace(self, labels=torch.full_like(self.labels, IGNORED), tokens=0, read=0)
+
 
 def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
-    """Rows of samples as one batch, padded on the right.
+    """Rows of samples as one batch; text is padded on the right, an image has a row to itself.
 
     Attention is causal, so no token sees the padding behind it; the labels keep the padding, and
     the first token of each sample, which nothing foretells, out of the loss.
@@ -45,21 +48,20 @@ def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
         labels_B = torch.tensor([image.label for image in images])
         return Batch(pixels_BCHW.to(device), labels_B.to(device), None, len(images), len(images))
     texts = [[sample for sample in row if isinstance(sample, Encoded)] for row in rows]
-    longest = max((sum(len(sample.ids) for sample in row) for row in texts), default=0)
-    shape = (max(len(rows), 1), max(longest, 2))
+    shape = (len(texts), max(2, *(sum(len(sample.ids) for sample in row) for row in texts)))
     ids_BL = torch.zeros(shape, dtype=torch.long)
     labels_BL = torch.full(shape, IGNORED)
     positions_BL = torch.arange(shape[1]).repeat(shape[0], 1)
-    for row, samples in enumerate(texts):
+    for number, row in enumerate(texts):
         start = 0
-        for sample in samples:
+        for sample in row:
             end = start + len(sample.ids)
-            ids_BL[row, start:end] = torch.tensor(sample.ids)
-            labels_BL[row, start:end] = torch.tensor(sample.labels)
-            labels_BL[row, start] = IGNORED
-            positions_BL[row, start:] -= int(positions_BL[row, start])
+            ids_BL[number, start:end] = torch.tensor(sample.ids)
+            labels_BL[number, start:end] = torch.tensor(sample.labels)
+            labels_BL[number, start] = IGNORED
+            positions_BL[number, start:] -= int(positions_BL[number, start])
             start = end
-    packed = any(len(row) > 1 for row in rows)
+    packed = any(len(row) > 1 for row in texts)
     return Batch(
         ids_BL.to(device),
         labels_BL.to(device),
@@ -67,6 +69,14 @@ def batch_of(rows: Sequence[Row], device: torch.device) -> Batch:
         int((labels_BL != IGNORED).sum()),
         sum(len(sample.ids) for row in texts for sample in row),
     )
+
+
+def rows_of(samples: Sequence[Encoded | Image], length: int | None) -> Sequence[Row]:
+    """A row for each sample, or, with a `length`, rows of text packed up to it."""
+    texts = [sample for sample in samples if isinstance(sample, Encoded)]
+    if length is None or len(texts) < len(samples):
+        return [[sample] for sample in samples]
+    return pack(texts, length)
 
 
 def pack(samples: Sequence[Encoded], length: int) -> list[list[Encoded]]:

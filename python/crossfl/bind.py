@@ -15,6 +15,7 @@ from crossfl import outputs
 from crossfl.environment import MARK, VM, Environment, Place, fill, script
 from crossfl.errors import CrossFLError
 from crossfl.job import Job
+from crossfl.journal import JOURNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 FACILITY = re.compile(r"[a-z][a-zA-Z0-9._-]*")
@@ -55,6 +56,8 @@ def bind(
         raise CrossFLError(f"{workflow} has no step {lost[0]}; it has {', '.join(sorted(found))}")
 
     deployments, targets, files = deploy([vm, *places], environments, out)
+    if deployments[vm.name]["type"] == "crossfl.local":
+        deployments[vm.name]["config"]["journal"] = f"{JOURNALS}/{out.stem}"
     config = {"file": relative(workflow, out)} | ({"settings": relative(job, out)} if job else {})
     bindings: list[dict[str, Any]] = [{"step": "/", "target": targets[vm.name]}]
     for step in FACILITY_STEPS:

@@ -45,16 +45,22 @@ class Budget:
         training: `max_seconds`, and the `reserve_seconds` that saving is given before the job ends.
         notice: the order to stop.
         used: seconds of the round that earlier attempts have spent.
+        after: seconds that what follows the training takes, beside saving.
         scheduled: whether to ask the scheduler for the job's end; one rank is enough.
     """
 
     def __init__(
-        self, training: Training, notice: Notice, used: float = 0.0, scheduled: bool = True
+        self,
+        training: Training,
+        notice: Notice,
+        used: float = 0.0,
+        after: float = 0.0,
+        scheduled: bool = True,
     ) -> None:
         self._notice, self._used, self._begun = notice, used, time.monotonic()
         self._last, self._longest = self._begun, 0.0
         self._most = training.max_seconds
-        self._reserve = training.reserve_seconds
+        self._reserve = training.reserve_seconds + after
         end = site.job_end() if scheduled else None
         self._end = None if end is None else self._begun + end - time.time()
 

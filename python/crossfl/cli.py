@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossfl import __version__
+from crossfl import __version__, site
 from crossfl.errors import CrossFLError
 
 VERBS = {
@@ -18,6 +18,8 @@ VERBS = {
     "report": "turn history and evaluations into one HTML page",
     "bind": "compose facilities into a StreamFlow file",
     "check": "check every facility of a StreamFlow file before a job is spent",
+    "digest": "print the digest of a base model, for LoRA",
+    "runs": "list the runs in a journal, remove them, or let one go on otherwise",
     "simulate": "run a federation in this one process, without an engine",
     "compare": "federated, each facility alone, and pooled data, side by side",
 }
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
+    site.end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

@@ -78,7 +78,7 @@ def _without_pauses(job: Job) -> Job:
         facilities=tuple(
             dataclasses.replace(f, joins=1, leaves=None, skips=()) for f in job.facilities
         ),
-        aggregation=dataclasses.replace(job.aggregation, target_loss=None, max_seconds=None),
+        aggregation=dataclasses.replace(job.aggregation, target_loss=None, budget_seconds=None),
     )
 
 

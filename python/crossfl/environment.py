@@ -54,6 +54,7 @@ SETTINGS = {
     "host": Setting("login node, host or host:port", HOST),
     "key": Setting("private ssh key on this machine, relative to the StreamFlow file", LOCAL),
     "known_hosts": Setting("file with the host keys to trust, on this machine", LOCAL),
+    "models": Setting("folder of base models at the facility, absolute, for LoRA", ABSOLUTE),
     "modules": Setting("environment modules to load, separated by blanks", WORDS),
     "nodes": Setting("nodes of each job", COUNT),
     "partition": Setting("Slurm partition"),

@@ -40,10 +40,9 @@ def evaluate(
         from crossfl.parallel import Parallel
 
         network, tokenizer = load(model, training)
+        network = Parallel(training).spread(network)
         check_samples(network, samples)
-        parallel = Parallel(training)
-        network = parallel.spread(network)
-        measured = validate(network, tokenizer, samples, training, parallel)
+        measured = validate(network, tokenizer, samples, training)
         measured["samples"] = len(samples)
         texts = [s for s in samples if isinstance(s, data.Text)]
         prompted = [(s.prompt, s) for s in texts if s.prompt is not None]

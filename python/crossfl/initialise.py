@@ -5,21 +5,35 @@ import contextlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crossfl import manifest, outputs, strategies
+from crossfl import journal, manifest, outputs, strategies
 from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, add_flags, from_flags
-from crossfl.state import MASTER, ServerState
+from crossfl.progress import Progress
+from crossfl.records import (
+    BYTES,
+    Aggregation,
+    Facility,
+    Lora,
+    Retention,
+    Training,
+    add_flags,
+    from_flags,
+    from_flags_if_any,
+    from_words,
+)
+from crossfl.state import HISTORY, MASTER, ServerState
+from crossfl.state import STATE as STATE_FILE
 from crossfl.stream import pieces
 from crossfl.tensorfile import Writer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,6 +46,10 @@ def initialise(
     rounds: int,
     aggregation: Aggregation,
     out: Path,
+    lora: Lora | None = None,
+    *,
+    run: str = "",
+    retention: Retention | None = None,
 ) -> None:
     """Write `out/global_model` and `out/state`.
 
@@ -43,6 +61,10 @@ def initialise(
         rounds: rounds to run.
         aggregation: the strategy and its parameters, kept in the state.
         out: folder to write into.
+        lora: adapter to train on the model, of which only the configuration is then read, and its
+            weights for their digest; unset, the whole model.
+        run: name of the run in the journal, kept in the state.
+        retention: which rounds the journal keeps.
 
     Raises:
         CrossFLError: nothing was written, for the reason given.
@@ -53,11 +75,14 @@ def initialise(
         raise CrossFLError("give either a model directory (--model) or a --config, not both")
     published = manifest.publish
     with published(out / "global_model") as directory, published(out / "state") as memory:
-        if model is not None:
+        if lora is not None:
+            _adapter(model, config, lora, seed, directory)
+        elif model is not None:
             _copy_model(model, directory)
         elif config is not None:
             _random_model(config, seed, directory)
-        if (vocabulary := _vocabulary(directory / "config.json")) is not None:
+        described_by = model / "config.json" if model else config
+        if described_by and (vocabulary := _vocabulary(described_by)) is not None:
             loaded = _tokenizer(tokenizer, model)
             if len(loaded) > vocabulary:
                 raise CrossFLError(
@@ -76,6 +101,8 @@ def initialise(
             aggregation=aggregation,
             started=time.time(),
             model=described["digest"],
+            run=run,
+            retention=retention or Retention(),
         ).save(memory, sums)
 
 
@@ -95,21 +122,50 @@ def _copy_model(model: Path, directory: Path) -> None:
         shutil.copyfile(generation, directory / generation.name)
 
 
-def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from transformers import AutoConfig
+def _adapter(
+    model: Path | None, config: Path | None, lora: Lora, seed: int, directory: Path
+) -> None:
+    from crossfl import adapter
 
+    if model is not None and lora.base_digest is None:
+        lora = replace(lora, base_digest=adapter.digest(model))
+    if lora.base_digest is None:
+        raise CrossFLError(
+            "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
+            "or give the model itself (--model)"
+        )
+    described_by = model / "config.json" if model else config
+    adapter.create(_settings(described_by or Path()), lora, seed, directory)
+
+
+def _random_model(config: Path, seed: int, directory: Path) -> None:
     from crossfl.model import kind_of
 
+    settings = _settings(config)
+    torch.manual_seed(seed)
     try:
-        values = json.loads(config.read_text())
-        settings = AutoConfig.for_model(**values)
-        torch.manual_seed(seed)
         network = kind_of(settings).from_config(settings)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CrossFLError(
-            f"{config} describes neither a causal language model nor an image classifier: {error}"
-        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
     network.save_pretrained(directory)
+
+
+def _settings(config: Path) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    import crossfl.model  # noqa: F401 (it makes known the configurations that are ours)
+
+    try:
+        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
+    return settings
+
+
+def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
+    return CrossFLError(
+        f"{config} describes neither a causal language model nor an image classifier: {error}"
+    )
 
 
 def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
@@ -192,6 +248,53 @@ def _vocabulary(config: Path) -> int | None:
         raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
 
 
+def resume(
+    run: journal.Run, rounds: int, aggregation: Aggregation, retention: Retention, out: Path
+) -> int | None:
+    """Write `out/global_model` and `out/state` as the last published round left them.
+
+    Args:
+        run: the run to go on with.
+        rounds: rounds to run; another number than before in a run that was forked alone.
+        aggregation: the same, of the aggregation.
+        retention: which rounds the journal keeps from now on.
+        out: folder to write into.
+
+    Returns:
+        The number of that round, or none if none was published.
+
+    Raises:
+        CrossFLError: what the run has cannot be gone on with.
+    """
+    last = run.last()
+    if last is None:
+        return None
+    state = ServerState.load(last / "state")
+    if state.aggregation.strategy != aggregation.strategy:
+        raise CrossFLError(
+            f"a run of {state.aggregation.strategy} cannot go on with {aggregation.strategy}, "
+            "which remembers other things: begin anew, from its model"
+        )
+    wanted = replace(state, rounds=rounds, aggregation=aggregation, retention=retention)
+    with manifest.publish(out / "global_model") as directory:
+        outputs.link_tree(last / "global_model", directory)
+    with manifest.publish(out / "state") as memory:
+        outputs.link_tree(last / "state", memory)
+        if wanted != state:
+            for name in (STATE_FILE, HISTORY, manifest.FILE):
+                (memory / name).unlink()  # never written in place: they are the journal's too
+            wanted.save(memory)
+    return state.round
+
+
+def _inventory(path: Path | None) -> Any:
+    """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
+    if path is None or path.is_file():
+        return path and json.loads(path.read_text())
+    files = [each for each in path.rglob("*") if each.is_file()]
+    return {each.relative_to(path).as_posix(): each.stat().st_size for each in files}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl initialise`."""
     parser.add_argument("--model", type=Path, help="Hugging Face model directory to start from")
@@ -199,19 +302,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="tokenizer directory, or 'bytes'")
     parser.add_argument("--seed", type=int, default=0, help="seed of the federation; default 0")
     parser.add_argument("--rounds", type=int, required=True, help="rounds to run")
+    add_flags(parser, Lora, optional=True)
     add_flags(parser, Aggregation)
+    add_flags(parser, Retention)
+    parser.add_argument(
+        "--facility",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a facility, as for plan; this and what follows is compared with the journal only",
+    )
+    parser.add_argument("--local-steps", type=int, help="optimizer steps per facility and round")
+    add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write `global_model`, `state` and `more` for the engine."""
-    here = args.outdir
-    initialise(
-        args.model,
-        args.config,
-        args.tokenizer,
-        args.seed,
-        args.rounds,
-        from_flags(args, Aggregation),
-        here,
-    )
+    """Write `global_model`, `state` and `more` for the engine; from the journal, where it can."""
+    here, place = args.outdir, journal.here()
+    lora = from_flags_if_any(args, Lora)
+    aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
+    run = None if place is None else _open(place, args, aggregation, lora)
+    number = None if run is None else resume(run, args.rounds, aggregation, retention, here)
+    if run is not None:
+        _say(f"{run.path} begins" if number is None else f"{run.path} goes on after round {number}")
+    if number is None:
+        initialise(
+            args.model,
+            args.config,
+            args.tokenizer,
+            args.seed,
+            args.rounds,
+            aggregation,
+            here,
+            lora,
+            run=run.path.name if run else "",
+            retention=retention,
+        )
+        if run is not None:
+            run.publish(here / "global_model", here / "state", retention)
     outputs.write(here, global_model=here / "global_model", state=here / "state", more=True)
+
+
+def _open(
+    place: Path, args: argparse.Namespace, aggregation: Aggregation, lora: Lora | None
+) -> journal.Run:
+    """The run to go on with, or a new one."""
+    named = args.tokenizer in (None, BYTES)
+    facilities = [from_words(words, Facility) for words in args.facility]
+    configuration = {
+        "model": _inventory(args.model),
+        "config": _inventory(args.config),
+        "tokenizer": args.tokenizer if named else _inventory(Path(args.tokenizer)),
+        "seed": args.seed,
+        "rounds": args.rounds,
+        "local_steps": args.local_steps,
+        "facilities": {f.name: f.asdict() | {"skips": list(f.skips)} for f in facilities},
+        "training": from_flags(args, Training).asdict(),
+        "aggregation": aggregation.asdict(),
+        "lora": lora.asdict() if lora else None,
+    }
+    return journal.find(place, configuration) or journal.begin(place, configuration)
+
+
+def _say(message: str) -> None:
+    with Progress() as progress:
+        progress("journal", message=message)

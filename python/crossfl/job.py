@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import yaml
 
 from crossfl.errors import CrossFLError
-from crossfl.records import BYTES, Aggregation, Facility, Training
+from crossfl.records import BYTES, Aggregation, Facility, Lora, Retention, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class Job:
     config: Path | None = None
     tokenizer: str | None = None
     seed: int = 0
+    lora: Lora | None = None
     training: Training = field(default_factory=Training)
     aggregation: Aggregation = field(default_factory=Aggregation)
+    retention: Retention = field(default_factory=Retention)
     prompts: tuple[str, ...] = ()
 
     @classmethod
@@ -64,8 +66,10 @@ class Job:
             config=_path(values.get("config"), path),
             tokenizer=tokenizer,
             seed=_whole(values.get("seed", 0), "seed", path),
+            lora=Lora.parse(values["lora"]) if values.get("lora") else None,
             training=Training.parse(values.get("training") or {}),
             aggregation=Aggregation.parse(values.get("aggregation") or {}),
+            retention=Retention.parse(values.get("retention") or {}),
             prompts=tuple(prompts),
         )
 

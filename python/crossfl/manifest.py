@@ -65,7 +65,7 @@ def write(
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / FILE
     }
-    manifest = {"kind": kind, "format": FORMAT, **fields, "digest": _digest(files), "files": files}
+    manifest = {"kind": kind, "format": FORMAT, **fields, "digest": digest(files), "files": files}
     (directory / FILE).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -106,7 +106,7 @@ def verify(directory: Path, kind: Kind, only: Collection[str] | None = None) -> 
     """
     manifest = read(directory, kind)
     files = manifest["files"]
-    if manifest.get("digest") != _digest(files):
+    if manifest.get("digest") != digest(files):
         raise CrossFLError(f"{directory / FILE} does not agree with itself: send it again")
     found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
     if unlisted := sorted(found - set(files) - {FILE}):
@@ -148,6 +148,7 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(files: dict[str, dict[str, Any]]) -> str:
+def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sha256 over those of several files and their names."""
     lines = "".join(f"{files[name]['sha256']}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from crossfl import checkpoint, vision
+from crossfl import adapter, checkpoint, vision
 from crossfl.batch import Batch, batch_of
 from crossfl.data import IGNORED, Encoded, Image, Sample, encode, encode_prompt
 from crossfl.errors import CrossFLError
@@ -43,14 +43,20 @@ MOST_TASKS = 64
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The model in fp32 and its tokenizer, from a Hugging Face checkpoint directory.
 
-    An image classifier has no tokenizer.
+    An image classifier has no tokenizer. An adapter comes on its base, as this machine holds it.
 
     Raises:
         CrossFLError: they cannot be loaded, or do not take samples of `sequence_length`.
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    model = load_weights(directory, torch.float32, training.attention)
+    base = adapter.base_of(directory) if adapter.is_adapter(directory) else None
+    # Weights that do not learn need no more digits than the arithmetic; shards are of one dtype.
+    halved = base and training.precision == "bf16" and training.sharding == "none"
+    dtype = torch.bfloat16 if halved else torch.float32
+    model = load_weights(base or directory, dtype, training.attention)
+    if base:
+        model = adapter.load(model, directory)
     if training.activations == "recompute":
         if not model.supports_gradient_checkpointing:
             raise CrossFLError(
@@ -222,12 +228,10 @@ def validate(
     groups: dict[str | None, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.task, []).append(sample)
-    parallel = parallel or Parallel(training)
     was_training = model.training
     model.eval()
-    sums = {
-        task: _sums(model, tokenizer, group, training, parallel) for task, group in groups.items()
-    }
+    parallel = parallel or Parallel(training)
+    sums = {t: _sums(model, tokenizer, g, training, parallel) for t, g in groups.items()}
     model.train(was_training)
     first, *rest = sums.values()
     metrics: dict[str, Any] = dict(sum(rest, first).metrics())
@@ -250,15 +254,16 @@ def _sums(
     encoded = [encode(s, tokenizer, training.sequence_length) for s in samples]
     texts = [sample for sample in encoded if isinstance(sample, Encoded)]
     encoded.sort(key=_length)  # little padding; the sum is the same
-    size = training.micro_batch or training.batch_size
     nats, tokens, right = 0.0, 0, 0
-    for start in range(0, len(encoded), size * parallel.number):
-        mine = encoded[start : start + size * parallel.number][parallel.rank :: parallel.number]
-        batch = batch_of([[sample] for sample in mine], parallel.device)
+    size = (training.micro_batch or training.batch_size) * parallel.number
+    for start in range(0, len(encoded), size):
+        mine = encoded[start : start + size][parallel.rank :: parallel.number]
+        # Ranks that hold shards have to go through the model together, even one with no sample.
+        batch = batch_of([[sample] for sample in mine or encoded[:1]], parallel.device)
         with parallel.autocast():
-            logits, targets = predict(model, batch)
+            logits, targets = predict(model, batch if mine else batch.blank())
         nats += _cross_entropy(logits, targets).item()
-        tokens += batch.tokens
+        tokens += int((targets != IGNORED).sum())
         right += int((logits.argmax(-1) == targets).sum())
     nats, tokens, right = parallel.gather(nats, tokens, right).sum(0).tolist()
     text = sum(_bytes(t, tokenizer) for t in texts) if texts and tokenizer else None

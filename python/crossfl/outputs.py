@@ -16,9 +16,9 @@ def write(directory: Path, **values: Any) -> None:
     write_json(directory / FILE, document)
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any, *, sync: bool = False) -> None:
     """Write a JSON file, whole or not at all."""
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_files({path: (json.dumps(document, indent=1) + "\n").encode()}, sync=sync)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -26,12 +26,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_files({path: content})
 
 
-def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write several files: none takes its name, in the order given, before all are on the disk."""
+def write_files(files: Mapping[Path, bytes], *, sync: bool = False) -> None:
+    """Write several files: none takes its name, in the order given, before all are written.
+
+    With `sync`, they are on the disk by then: a crash of the machine leaves none of them empty.
+    """
     partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in files}
     try:
         for path, partial in partials.items():
-            partial.write_bytes(files[path])
+            with partial.open("wb") as stream:
+                stream.write(files[path])
+                if sync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
         for path, partial in partials.items():
             partial.rename(path)
     finally:

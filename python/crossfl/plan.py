@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from crossfl import outputs
+from crossfl import journal, outputs
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import Facility, Task, from_words
@@ -40,6 +40,8 @@ def plan(
                 "see joins, leaves and skips"
             )
     training = purpose == "train"
+    if training and not state.more():
+        return state.round, []  # a run that was interrupted after its last round
     number = state.round + 1 if training else state.round
     tasks = []
     for facility in sorted(facilities, key=lambda f: f.name):
@@ -98,8 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write `round` and `tasks` to `cwl.output.json`."""
     state = ServerState.load(args.state)
+    if state.run and (place := journal.here()):
+        journal.check_space(place, args.state)
     facilities = [from_words(words, Facility) for words in args.facility]
     number, tasks = plan(state, facilities, args.local_steps, args.purpose)
     with Progress(round=number, rounds=state.rounds) as progress:
-        progress("plan", message=f"{args.purpose} at " + ", ".join(t.facility for t in tasks))
+        where = ", ".join(t.facility for t in tasks)
+        progress("plan", message=f"{args.purpose} at {where}" if tasks else "nothing left to train")
     outputs.write(args.outdir, round=number, tasks=[task.asdict() for task in tasks])

@@ -209,6 +209,32 @@ class Training(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora(Record):
+    """An adapter to train in place of the whole model, and the base that it is for."""
+
+    base_model: str = option(
+        "Name of the base model, resolved at each facility under CROSSFL_MODELS."
+    )
+    base_digest: str | None = option(
+        "Digest of its weights, as crossfl digest prints it; unset, that of the model given.", None
+    )
+    rank: int = option("Rank of the adapter's matrices. Default 8.", 8, least=1)
+    alpha: float = option("Scale of the adapter, over its rank. Default 16.0.", 16.0, least=0)
+    dropout: float = option("Share of inputs the adapter drops in training. Default 0.0.", 0.0)
+    target_modules: tuple[str, ...] = option(
+        "Names of the layers that are adapted. Default all linear ones but the last.", ()
+    )
+    factors: Literal["both", "b"] = option(
+        "Whether A and B learn, or B alone, which averages exactly. Default both.", "both"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise CrossFLError(f"lora.dropout is {self.dropout}: give a share in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Aggregation(Record):
     """How updates become the next global model, and when to stop before the last round."""
 
@@ -283,13 +309,24 @@ class Aggregation(Record):
     target_loss: float | None = option(
         "Stop when the mean validation loss (nats per token) is no more than this.", None
     )
-    max_seconds: float | None = option(
+    budget_seconds: float | None = option(
         "Start no round later than this many seconds after the first.", None, least=0
     )
 
     def learning_rate(self, default: float) -> float:
         """The server learning rate in force, given the strategy's own."""
         return default if self.server_learning_rate is None else self.server_learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention(Record):
+    """Which finished rounds the journal keeps."""
+
+    keep_last: int = option("Rounds to keep, the last ones. Default 2.", 2, least=1)
+    keep_every: int = option("Keep every so many rounds; 0 keeps none. Default 0.", 0, least=0)
+    keep_best: int = option(
+        "Rounds to keep whose models had the lowest validation loss. Default 1.", 1, least=0
+    )
 
 
 R = TypeVar("R", bound=Record)
@@ -325,14 +362,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, record: type[Record]) -> None:
-    """Declare one flag for each field of the record."""
+def add_flags(
+    parser: argparse.ArgumentParser, record: type[Record], optional: bool = False
+) -> None:
+    """Declare one flag for each field of the record, which as a whole may be optional."""
     group = parser.add_argument_group(record.__name__.lower())
     for field in dataclasses.fields(record):
         group.add_argument(
             flag(field.name),
             dest=f"{record.__name__}.{field.name}",
-            required=field.default is MISSING,
+            required=field.default is MISSING and not optional,
             choices=choices_of(field) or None,
             metavar=None if choices_of(field) else scalar_of(field).__name__.upper(),
             help=field.metadata["doc"],
@@ -344,6 +383,12 @@ def from_flags(args: argparse.Namespace, record: type[R]) -> R:
     return record.parse(
         {f.name: getattr(args, f"{record.__name__}.{f.name}") for f in dataclasses.fields(record)}
     )
+
+
+def from_flags_if_any(args: argparse.Namespace, record: type[R]) -> R | None:
+    """Build an optional record; None where not one of its flags was given."""
+    names = [f"{record.__name__}.{field.name}" for field in dataclasses.fields(record)]
+    return from_flags(args, record) if any(getattr(args, n) is not None for n in names) else None
 
 
 def from_words(words: Iterable[str], record: type[R]) -> R:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crossfl import __version__, outputs, plots
+from crossfl import __version__, journal, outputs, plots
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import check_name
@@ -253,6 +253,8 @@ def main(args: argparse.Namespace) -> None:
     here = args.outdir
     report(args.state, args.evaluation, here, args.comparison)
     state = ServerState.load(args.state)
+    if state.run and (place := journal.here()):
+        journal.Run.load(place / state.run).save(finished=True)
     evaluation = json.loads((here / EVALUATION).read_text())
     with Progress() as progress:
         progress(

@@ -49,7 +49,8 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
     The folder of a round is removed when the next one is done.
     """
     here = _folder(scratch / "0")
-    initialise(job.model, job.config, job.tokenizer, job.seed, job.rounds, job.aggregation, here)
+    start = (job.model, job.config, job.tokenizer, job.seed, job.rounds, job.aggregation)
+    initialise(*start, here, job.lora)
     more = True
     while more:
         before, state = here, ServerState.load(here / "state")

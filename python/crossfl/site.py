@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+import threading
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +18,12 @@ from crossfl.records import Task
 FACILITY = "CROSSFL_FACILITY"
 DATA = "CROSSFL_DATA"
 STATE = "CROSSFL_STATE"
+MODELS = "CROSSFL_MODELS"
 ABSENT = "CROSSFL_ABSENT"
 """Why this machine stands in for the task's facility, in base64, which no shell reads as anything
 else; unset at the facility itself."""
+ENGINE = "CROSSFL_ENGINE"
+"""Process id of the engine, where it runs on this machine."""
 ANY = "*"
 
 
@@ -50,6 +55,21 @@ def data_root(task: Task) -> Path:
     return folder
 
 
+def end_with_engine() -> None:
+    """End this process soon after the engine's, which may be killed before it can end its steps."""
+    engine = os.environ.get(ENGINE)
+    if not engine:
+        return
+
+    def watch() -> None:
+        while Path("/proc", engine).exists():
+            time.sleep(0.5)
+        os._exit(1)
+
+    if Path("/proc", engine).exists():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def check_present() -> None:
     """Check that this is no stand-in for a facility that could not do its task.
 
@@ -78,22 +98,39 @@ def state_root(task: Task) -> Path:
     return Path(root, task.facility)
 
 
-def resolve(name: str, root: Path) -> Path:
-    """The path of a dataset; it and all it holds must lie inside the root, after links.
+def model_root() -> Path:
+    """The folder under which the base models of adapters lie here.
+
+    Raises:
+        CrossFLError: there is none.
+    """
+    root = os.environ.get(MODELS)
+    if not root or not Path(root).is_dir():
+        raise CrossFLError(
+            f"{MODELS} is {root or 'not set'}: point it at the folder of the base models here"
+        )
+    return Path(root)
+
+
+def resolve(name: str, root: Path, variable: str = DATA) -> Path:
+    """The path of a dataset or base model; it and all it holds must lie inside the root.
+
+    That is so after links; `variable` is the one that names the root.
 
     Raises:
         CrossFLError: the name is absolute, climbs out, leaves by a link, or nothing is there.
     """
+    what = "base model" if variable == MODELS else "dataset"
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CrossFLError(
-            f"dataset {name!r}: give a name inside {DATA}, without '..' and not absolute"
+            f"{what} {name!r}: give a name inside {variable}, without '..' and not absolute"
         )
     top, path = root.resolve(), (root / name).resolve()
     if not path.exists() and path.is_relative_to(top):
-        raise CrossFLError(f"dataset {name!r} is not in {root}: check the name and {DATA}")
+        raise CrossFLError(f"{what} {name!r} is not in {root}: check the name and {variable}")
     for each in (path, *(path.rglob("*") if path.is_relative_to(top) and path.is_dir() else ())):
         if not each.resolve().is_relative_to(top):
-            raise CrossFLError(f"dataset {name!r} leads out of {DATA} through a link")
+            raise CrossFLError(f"{what} {name!r} leads out of {variable} through a link")
     return path
 
 

@@ -4,6 +4,7 @@ This is its JSON half; the tensors beside it are read and written by `crossfl.ch
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from crossfl import manifest
-from crossfl.records import Aggregation
+from crossfl.records import Aggregation, Retention
 
 STATE = "state.json"
 HISTORY = "history.jsonl"
@@ -38,12 +39,27 @@ class ServerState:
     """Digest of the current global model."""
     round: int = 0
     """Rounds finished."""
+    run: str = ""
+    """Name of the run in the journal; empty without one."""
+    retention: Retention = field(default_factory=Retention)
     held: list[str] = field(default_factory=list)
     """Facilities whose updates of the round to come are here already, in `updates/<facility>`."""
     waits: int = 0
     """Times that the round to come was below its quorum, and is asked for again."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each finished round."""
+
+    def late(self) -> bool:
+        """Whether no round may begin any more."""
+        limit = self.aggregation.budget_seconds
+        return limit is not None and time.time() - self.started >= limit
+
+    def more(self) -> bool:
+        """Whether another round is to follow: rounds left, target loss not met, time left."""
+        target = self.aggregation.target_loss
+        loss = self.history[-1]["loss"] if self.history else None
+        met = target is not None and loss is not None and loss <= target
+        return self.round < self.rounds and not met and not self.late()
 
     def held_updates(self, directory: Path) -> list[Path]:
         """The updates that the state in a directory holds."""
@@ -59,6 +75,7 @@ class ServerState:
         manifest.verify(directory, "state", only=(STATE, HISTORY))
         values = json.loads((directory / STATE).read_text())
         values["aggregation"] = Aggregation.parse(values["aggregation"])
+        values["retention"] = Retention.parse(values.get("retention", {}))
         lines = (directory / HISTORY).read_text().splitlines()
         return cls(**values, history=[json.loads(line) for line in lines])
 
@@ -69,6 +86,7 @@ class ServerState:
         """
         values = {k: v for k, v in vars(self).items() if k != "history"}
         values["aggregation"] = self.aggregation.asdict()
+        values["retention"] = self.retention.asdict()
         (directory / STATE).write_text(json.dumps(values, indent=1) + "\n")
         (directory / HISTORY).write_text("".join(json.dumps(h) + "\n" for h in self.history))
         manifest.write(directory, "state", {"round": self.round}, known)

@@ -48,7 +48,7 @@ def train(
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):
-            trained = trainer.train(progress, notice or Notice())
+            trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
         status = "complete" if trained.reason is None else "partial"
         reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
         local: dict[str, Any] = {}

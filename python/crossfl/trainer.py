@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import data, delta, encoding
-from crossfl.batch import Batch, Row, batch_of, pack
+from crossfl import adapter, data, delta, encoding
+from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
 from crossfl.delta import Difference
@@ -90,19 +90,20 @@ class Trainer:
         """Metrics of the model as it is, on the validation split."""
         return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
 
-    def train(self, progress: Progress, notice: Notice) -> Trained:
+    def train(self, progress: Progress, notice: Notice, after: float = 0.0) -> Trained:
         """Take the local steps, or as many as there is time for.
 
         The loss of a step is the mean over all tokens of the global batch, whatever their share in
         each micro-batch and on each rank: ranks average gradients, hence the factor of their
-        number. Whether to stop is agreed before each step, so all ranks stop together.
+        number. Whether to stop is agreed before each step, so all ranks stop together. What follows
+        is taken to last `after` seconds, for which time is left before the job ends.
 
         Raises:
             CrossFLError: the loss is not finite, or there was no time for a single step.
         """
         task, training = self._task, self._training
         done = self._begin()
-        budget = Budget(training, notice, done.seconds, self.leads)
+        budget = Budget(training, notice, done.seconds, after, self.leads)
         self._model.train()
         while done.steps < task.local_steps:
             batches = self._batches(done.steps)
@@ -118,7 +119,7 @@ class Trainer:
                 break
             tokens, read = (int(n) for n in said[:, :2].sum(0))
             blank = int(said[:, 2].max()) - len(batches)
-            batches += [batch_of([], self._parallel.device)] * blank
+            batches += [batches[-1].blank()] * blank
             # What a step draws at random follows from its number: nothing is to be remembered.
             torch.manual_seed(derive_seed(task.seed, str(done.steps), str(self._parallel.rank)))
             loss = self._step(batches, tokens, learning_rate(done.steps, task, training), done)
@@ -151,14 +152,17 @@ class Trainer:
         network = self._parallel.whole(self._model)
         state = None
         if self._parallel.shards:
-            state = {name: full(tensor) for name, tensor in network.state_dict().items()}
+            whole = network.state_dict().items()
+            lean = adapter.is_adapter(model)
+            state = {n: full(t) for n, t in whole if adapter.MARK in n or not lean}
         if not self.leads:
             return 0
         weights = Tensors.of_model(model)
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
             lost = stack.enter_context(self._residual.after()) if self._residual else None
-            network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
+            if not adapter.save(network, state, Path(scratch)):
+                network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
             local = Tensors.of_model(Path(scratch))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
@@ -232,10 +236,8 @@ class Trainer:
             data.encode(self._samples[i], self._tokenizer, training.sequence_length)
             for i in indices[self._parallel.rank :: self._parallel.number]
         ]
-        texts = [sample for sample in encoded if isinstance(sample, data.Encoded)]
-        rows: Sequence[Row] = [[sample] for sample in encoded]
-        if texts and training.batching == "packed":
-            rows = pack(texts, training.sequence_length)
+        packs = training.batching == "packed"
+        rows = rows_of(encoded, training.sequence_length if packs else None)
         most = training.micro_batch or len(rows)
         return [
             batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)

@@ -19,9 +19,9 @@ ROUND = ROOT / "tests" / "cwl" / "round"
 
 @pytest.mark.parametrize("how", ["walltime", "signal", "cancel"])
 def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path, how: str) -> None:
-    """The job script is the one that `crossfl bind` makes, with a command for the engine's.
+    """The job script is the one that `crossfl bind` makes, with a command in place of the engine's.
 
-    At the walltime it stops by the clock; told by Slurm before, or cancelled, by the signal.
+    At the walltime it stops by the clock; told a minute before, or cancelled, by the signal.
     """
     data = place_data(alpha, WORDS / "leonardo" / "words")
     (tmp_path / "data").mkdir()
@@ -31,14 +31,16 @@ def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path
     (script,) = tmp_path.rglob(f"{alpha.name}*.sh")
     home = Path(alpha.facts["home"]) / f"walltime-{how}"
     subprocess.run(["rm", "-rf", home], check=True)
+    (home / "out").mkdir(parents=True)
     subprocess.run(["cp", "-r", ROUND / "global_model", home], check=True)
-    (home / "out").mkdir()
     here = Facility(name=alpha.name, dataset="words")
     (task,) = plan(ServerState.load(ROUND / "state"), [here], 10**6, "train")[1]
     options: dict[str, Any] = {**task.asdict(), "batch_size": 4, "sequence_length": 48}
     options |= {"reserve_seconds": 60 if how == "walltime" else 0, "threads": 1}
     words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-    command = f"crossfl train --global-model {home} {' '.join(words)} --outdir {home}/out"
+    command = (
+        f"crossfl train --global-model {home}/global_model {' '.join(words)} --outdir {home}/out"
+    )
     text = script.read_text().replace("{{streamflow_command}}", command)
     text = text.replace("00:05:00", "00:03:00").replace("USR1@120", "USR1@60")
     if how != "signal":

@@ -8,15 +8,19 @@ import tempfile
 from collections.abc import MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import psutil
 from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.exception import WorkflowDefinitionException
 from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
 from streamflow.log_handler import logger
 
 from crossfl import progress, site
+from crossfl.errors import CrossFLError
+from crossfl.journal import VARIABLE as JOURNAL
+from crossfl.journal import acquire
 from crossfl.streamflow.archive import SafeCopies
 from crossfl.streamflow.ending import interrupt_on_termination
 from crossfl.streamflow.failures import absence
@@ -51,15 +55,19 @@ class FacilityLocalConnector(LocalConnector):
         facility: str | None = None,
         data: str | None = None,
         state: str | None = None,
+        journal: str | None = None,
         **config: Any,
     ) -> None:
         super().__init__(deployment_name, config_dir, **config)
+        self._lock: IO[str] | None = None
         bin_directory = str(Path(sys.executable).parent)
         # Set even where there is nothing to say: the engine's own environment is no answer.
         self._environment = {
             site.FACILITY: facility or "",
             site.DATA: _path(data, config_dir),
             site.STATE: _path(state, config_dir),
+            JOURNAL: "" if facility else os.environ.get(JOURNAL) or _path(journal, config_dir),
+            site.ENGINE: str(os.getpid()),
             DEPLOYMENT: deployment_name,
             "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
         }
@@ -68,6 +76,11 @@ class FacilityLocalConnector(LocalConnector):
         """Start to show progress, unless another deployment has."""
         interrupt_on_termination()
         await super().deploy(external)
+        if place := self._environment[JOURNAL]:
+            try:
+                self._lock = acquire(Path(place))
+            except CrossFLError as error:
+                raise WorkflowDefinitionException(str(error)) from None
         cls = FacilityLocalConnector
         cls._deployed += 1
         if cls._follower is None and progress.VARIABLE not in os.environ:
@@ -82,6 +95,8 @@ class FacilityLocalConnector(LocalConnector):
     async def undeploy(self, external: bool) -> None:
         """When the last deployment ends, stop what still runs and show the last of the progress."""
         await super().undeploy(external)
+        if self._lock is not None:
+            self._lock.close()
         cls = FacilityLocalConnector
         cls._deployed -= 1
         if cls._deployed > 0:

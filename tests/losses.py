@@ -1,0 +1,24 @@
+"""Print, from the first rank, the loss of every step of a task: for tests that start ranks."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from conftest import ROUND
+from crossfl import launch
+from crossfl.budget import Notice
+from crossfl.progress import Progress
+from crossfl.records import Task, Training
+from crossfl.site import DATA
+from crossfl.trainer import Trainer
+
+if __name__ == "__main__":
+    task, training = Task.parse(json.loads(sys.argv[1])), Training.parse(json.loads(sys.argv[2]))
+    launch.join()
+    trainer = Trainer(ROUND / "global_model", Path(os.environ[DATA], "words"), task, training)
+    validation = trainer.validate()
+    with Progress() as progress:
+        trained = trainer.train(progress, Notice())
+    if trainer.leads:
+        print(json.dumps({"losses": trained.losses, "validation": validation["loss"]}))
