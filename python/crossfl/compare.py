@@ -102,8 +102,8 @@ def table(result: Mapping[str, Any]) -> str:
             for at in final.values()
         ]
         for site, metrics in sites.items()
-        for task, scores in metrics.get("tasks", {}).items()
-        for score in scores
+        for task in metrics.get("tasks", {})
+        for score in dict.fromkeys(s for at in final.values() for s in at[site]["tasks"][task])
         if score not in ("tokens", "perplexity")
     ]
     if rows:
