@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossfl import launch, manifest, outputs, site
+from crossfl import launch, manifest, outputs, signature, site
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
@@ -70,6 +70,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
                     },
                 },
             )
+            signature.sign(directory)
         progress(
             "trained",
             step=trained.steps,
