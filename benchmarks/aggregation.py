@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def layout(size: int, dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "model.norm.weight": (HIDDEN,),
     }
-    layer = 0
-    while sum(torch.Size(s).numel() for s in shapes.values()) * dtype.itemsize < size:
+    layer, elements = 0, 0
+    while elements * dtype.itemsize < size:
         prefix = f"model.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             shapes[f"{prefix}self_attn.{name}.weight"] = (HIDDEN, HIDDEN)
@@ -51,12 +52,16 @@ def layout(size: int, dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[
         shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INNER)
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{prefix}{name}.weight"] = (HIDDEN,)
-        layer += 1
+        layer, elements = layer + 1, sum(torch.Size(s).numel() for s in shapes.values())
     return {name: (dtype, shape) for name, shape in shapes.items()}
 
 
-def make(folder: Path, size: int, dtype: torch.dtype, sites: int) -> None:
-    """Write the model files of all sites, and the same files as updates of a federation from 0."""
+def make(folder: Path, size: int, dtype: torch.dtype, sites: int, distinct: int) -> None:
+    """Write the model files of all sites, and the same files as updates of a federation from 0.
+
+    Only the first `distinct` of them differ: the others are more names of these, without bytes of
+    their own.
+    """
     shapes = layout(size, dtype)
     layers = max(int(n.split(".")[2]) for n in shapes if n.startswith("model.layers.")) + 1
     config = {
@@ -74,13 +79,19 @@ def make(folder: Path, size: int, dtype: torch.dtype, sites: int) -> None:
         site = folder / ("model" if number < 0 else f"site{number:02}")
         site.mkdir(parents=True)
         (site / "config.json").write_text(json.dumps(config))
-        generator = torch.Generator().manual_seed(number)
-        with tensorfile.Writer(site / "model.safetensors", shapes) as writer:
-            for _, shape in shapes.values():
-                values = torch.randn(shape, generator=generator) if number >= 0 else torch.zeros(1)
-                writer.write(values.expand(shape).to(dtype))
+        file = site / "model.safetensors"
+        if number >= distinct:
+            os.link(folder / f"site{number % distinct:02}" / file.name, file)
+        else:
+            generator = torch.Generator().manual_seed(number)
+            with tensorfile.Writer(file, shapes) as writer:
+                for _, shape in shapes.values():
+                    zeros = torch.zeros(1)
+                    values = torch.randn(shape, generator=generator) if number >= 0 else zeros
+                    writer.write(values.expand(shape).to(dtype))
         if number >= 0:
-            os.link(site / "model.safetensors", site / "delta.safetensors")
+            (site / "update").mkdir()
+            os.link(file, site / "update" / "delta.safetensors")
     digest = manifest.write(folder / "model", "model", {"round": 0})["digest"]
     rules = Aggregation(weighting="equal")
     (folder / "state").mkdir()
@@ -90,17 +101,20 @@ def make(folder: Path, size: int, dtype: torch.dtype, sites: int) -> None:
     )
     said: dict[str, Any] = {"round": 1, "base": digest, "status": "complete", "reason": None}
     said |= {"tokens": 1, "samples": 1, "steps": 1, "bytes": 1, "seconds": {}, "metrics": {}}
+    known: list[dict[str, str]] = []
     for number in range(sites):
         site = folder / f"site{number:02}"
-        manifest.write(site, "update", {"facility": site.name, **said})
+        fields, same = {"facility": site.name, **said}, known[number % distinct :][:1] or [{}]
+        written = manifest.write(site / "update", "update", fields, same[0])
+        known.append({name: entry["sha256"] for name, entry in written["files"].items()})
 
 
-def environment(work: Path, method: str) -> Path | None:
+def environment(environments: Path, method: str) -> Path | None:
     """The Python that runs a method; made now if it is a peer's. None where it does not install."""
     peer = method.split(",")[0]
     if peer not in PEERS:
         return Path(sys.executable)
-    folder = work / "environments" / peer
+    folder = environments / peer
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -136,9 +150,8 @@ def rounded_right(folder: Path, sites: int, output: Path, dtype: torch.dtype) ->
     return right / total
 
 
-def run(work: Path, folder: Path, method: str, sites: int, cold: bool) -> dict[str, Any]:
+def run(python: Path | None, folder: Path, method: str, sites: int, cold: bool) -> dict[str, Any]:
     """One measurement; `error` in place of figures where the method fails."""
-    python = environment(work, method)
     if python is None:
         return {"error": "does not install"}
     output = folder / "output"
@@ -177,17 +190,27 @@ def main() -> None:
     """Make the files, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for files, environments")
+    parser.add_argument(
+        "--environments", type=Path, help="folder for the peers' environments; default: in --work"
+    )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--gibibytes", type=float, default=1.0, help="size of a model")
     parser.add_argument("--sites", type=int, default=4)
+    parser.add_argument(
+        "--distinct", type=int, help="files that differ, the rest are links; default: all"
+    )
+    parser.add_argument("--remove", action="store_true", help="remove the files at the end")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cold", type=int, default=3, help="repeats with a cold page cache")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args()
+    environments = args.environments or args.work / "environments"
+    pythons = {method: environment(environments, method) for method in args.methods}
     for name in args.dtype:
         folder = args.work / f"{name}-{args.gibibytes}-{args.sites}"
         if not folder.exists():
-            make(folder, int(args.gibibytes * GIBI), DTYPES[name], args.sites)
+            size, distinct = int(args.gibibytes * GIBI), args.distinct or args.sites
+            make(folder, size, DTYPES[name], args.sites, min(distinct, args.sites))
         rows: dict[str, dict[str, Any]] = {}
         for repeat in range(args.repeats + args.cold):
             kind = "warm" if repeat < args.repeats else "cold"
@@ -196,7 +219,7 @@ def main() -> None:
                 row = rows.setdefault(method, {key: [] for key in keys} | {"right": None})
                 if "error" in row:
                     continue
-                found = run(args.work, folder, method, args.sites, kind == "cold")
+                found = run(pythons[method], folder, method, args.sites, kind == "cold")
                 if "error" in found:
                     row["error"] = found["error"]
                     continue
@@ -207,6 +230,8 @@ def main() -> None:
                     output = folder / "output"
                     row["right"] = rounded_right(folder, args.sites, output, DTYPES[name])
                 print(f"{name} {kind} {repeat} {method}: {found['seconds']:.2f} s", file=sys.stderr)
+        if args.remove:
+            shutil.rmtree(folder)
         print(f"\n{name}, {args.sites} files of {args.gibibytes} GiB, {args.repeats} warm and ")
         print(f"{args.cold} cold repeats, {platform.machine()}, {os.cpu_count()} cores\n")
         print(table(rows), flush=True)

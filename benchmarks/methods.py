@@ -64,17 +64,26 @@ def crossfl_core(files: list[Path], output: Path) -> Method:
         share = [1 / len(files)] * len(files)
         mean = combinations.COMBINATIONS["mean"]
 
+        buffers = stream.Buffers(stream.PIECE)
+
         def step(piece: Any) -> torch.Tensor:
-            result = torch.empty(piece.count, dtype=entries[piece.name].dtype)
+            result = buffers.take(entries[piece.name].dtype)
+            total = buffers.take(torch.float32)
             for start, count in piece.cells():
                 cells = (i.span(piece.name, start, count).float() for i in inputs)
-                result.narrow(0, start - piece.start, count).copy_(mean.combine(cells, share, 0))
+                part = result.narrow(0, start - piece.start, count)
+                if part.dtype == torch.float32:
+                    mean.combine(cells, share, 0, part)
+                else:
+                    part.copy_(mean.combine(cells, share, 0, total[:count]))
+            buffers.give([total])
             return result
 
         layout = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
         with tensorfile.Writer(output, layout) as writer, stream.workers(None) as pool:
-            for _, piece in stream.walk(pool, stream.pieces(inputs[0]), step):
-                writer.write(piece)
+            for piece, result in stream.walk(pool, stream.pieces(inputs[0]), step):
+                writer.write(result[: piece.count])
+                buffers.give([result])
         tensorfile.hashlib = hashlib
 
     return work
@@ -90,7 +99,8 @@ def crossfl_step(files: list[Path], output: Path) -> Method:
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         begun = time.perf_counter()
-        aggregate(folder / "model", folder / "state", [f.parent for f in files], out)
+        updates = [f.parent / "update" for f in files]
+        aggregate(folder / "model", folder / "state", updates, out)
         work.seconds = time.perf_counter() - begun  # type: ignore[attr-defined]
         output.unlink(missing_ok=True)
         os.link(out / MODEL / "model.safetensors", output)

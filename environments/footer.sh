@@ -5,5 +5,5 @@ export OMP_NUM_THREADS=<cpus>
 export HF_HOME=<workdir>/huggingface HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export CROSSFL_FACILITY=<facility> CROSSFL_DATA=<data>
 export CROSSFL_STATE=<workdir>/state
-. <venv>/bin/activate || exit 1
-{{streamflow_command}}
+# What ends the job early is told to the ranks, which deliver; bash has to live until they have.
+trap : TERM USR1

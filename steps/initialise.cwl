@@ -13,7 +13,6 @@ requirements:
       - $import: types/aggregation.yml
       - $import: types/retention.yml
       - $import: types/facility.yml
-      - $import: types/training.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -61,10 +60,6 @@ inputs:
     type: int?
     doc: Optimizer steps per facility and round.
     inputBinding: {prefix: --local-steps}
-  training:
-    type: ["null", "types/training.yml#training"]
-    doc: How the facilities train.
-    inputBinding: {}
 
 outputs:
   global_model:

@@ -23,6 +23,10 @@ inputs:
       items: File
       inputBinding: {prefix: --evaluation}
     doc: One evaluation from each facility.
+  comparison:
+    type: File?
+    doc: What crossfl compare found, for how each facility fares alone.
+    inputBinding: {prefix: --comparison}
 
 outputs:
   history:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from crossfl import data, site
-from crossfl.data import IGNORED, Sample
+from crossfl.data import IGNORED, Text
 from crossfl.errors import CrossFLError
 
 ROWS = [{"prompt": f"{i}=", "completion": "x" * i} for i in range(20)]
@@ -50,17 +50,23 @@ def test_formats_agree(tmp_path: Path) -> None:
     assert len(expected) == 18  # every tenth is held out
     assert data.read(tmp_path / "rows.parquet", "train") == expected
     assert data.read(tmp_path / "saved", "train") == expected
-    assert data.read(tmp_path / "saved", "valid") == [Sample("0=", ""), Sample("10=", "x" * 10)]
-    assert data.read(tmp_path / "split", "train") == [Sample(f"{i}=", "x" * i) for i in range(4)]
-    assert data.read(tmp_path / "split", "valid") == [Sample(f"{i}=", "x" * i) for i in (4, 5)]
+    assert data.read(tmp_path / "saved", "valid") == [Text("0=", ""), Text("10=", "x" * 10)]
+    assert data.read(tmp_path / "split", "train") == [Text(f"{i}=", "x" * i) for i in range(4)]
+    assert data.read(tmp_path / "split", "valid") == [Text(f"{i}=", "x" * i) for i in (4, 5)]
 
 
 def test_text_and_other_names(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "train.txt").write_text("uno\n\ndue\n")
     _jsonl(tmp_path / "t" / "valid.jsonl", [{"input": "a", "output": "b"}, {"text": "c"}])
-    assert data.read(tmp_path / "t", "train") == [Sample(None, "uno"), Sample(None, "due")]
-    assert data.read(tmp_path / "t", "valid") == [Sample("a", "b"), Sample(None, "c")]
+    assert data.read(tmp_path / "t", "train") == [Text(None, "uno"), Text(None, "due")]
+    assert data.read(tmp_path / "t", "valid") == [Text("a", "b"), Text(None, "c")]
+
+
+def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
+    samples = [Text("a", "b", "greetings"), Text("a", "b"), Text(None, "è")]
+    path = _jsonl(tmp_path / "d.jsonl", [data.row(sample) for sample in [samples[0], *samples]])
+    assert data.read(path, "train") == samples
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,8 @@ def test_text_and_other_names(tmp_path: Path) -> None:
         ("d.jsonl", '{"text": "a"}\n{"text"', "d.jsonl:2 is not JSON"),
         ("d.jsonl", '{"label": 1}\n', "d.jsonl:1: a sample has"),
         ("d.jsonl", '{"prompt": "a", "completion": 1}\n', "each a string"),
+        ("d.jsonl", '{"text": "a", "task": "a task"}\n', "d.jsonl:1: task 'a task': use letters"),
+        ("d.jsonl", '{"text": "a", "task": []}\n', "d.jsonl:1: task '\\[]': use letters"),
         ("d.jsonl", "", "is empty"),
         ("d.txt", "one line\n", "is empty: it has no train sample"),
         ("d.csv", "a,b\n", "is none of"),
@@ -84,10 +92,10 @@ def test_bad_data_is_named(tmp_path: Path, name: str, content: str, message: str
 def test_the_prompt_is_masked() -> None:
     tokenizer = ByT5Tokenizer()
     a, b, x, end = (*tokenizer("abx", add_special_tokens=False)["input_ids"], 1)
-    sample = data.encode(Sample("ab", "x"), tokenizer, 10)
+    sample = data.encode(Text("ab", "x"), tokenizer, 10)
     assert sample == ([a, b, x, end], [IGNORED, IGNORED, x, end])
-    assert data.encode(Sample(None, "ab"), tokenizer, 10) == ([a, b, end], [a, b, end])
-    assert data.encode(Sample("ab", "x"), tokenizer, 3).ids == [a, b, x]
+    assert data.encode(Text(None, "ab"), tokenizer, 10) == ([a, b, end], [a, b, end])
+    assert data.encode(Text("ab", "x"), tokenizer, 3).ids == [a, b, x]
 
 
 @given(

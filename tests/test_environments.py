@@ -6,7 +6,6 @@ What is checked here is form. That a facility takes the jobs can only be seen th
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,6 +66,7 @@ def required(name: str, facility: str, **changes: str) -> list[str]:
     """The `--set` words that an environment cannot do without, with dummy values."""
     environment = Environment.load(ENVIRONMENTS, name)
     needed = {k for k in environment.placeholders() if k in SETTINGS} - {*environment.defaults}
+    needed -= {"container", *(["venv"] if "container" in changes else [])}
     values = {key: DUMMY[key] for key in sorted(needed)} | changes
     return [word for k, v in values.items() for word in ("--set", f"{facility}.{k}={v}")]
 
@@ -130,15 +130,48 @@ def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-@pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
-def test_shellcheck(name: str, crossfl_bind: Bind) -> None:
+@pytest.mark.parametrize("name", ["leonardo", "lumi", "polaris", "vm"])
+def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: Bind) -> None:
+    words = required(name, "site", container="/work/crossfl.sif")
+    status, said = crossfl_bind("--facility", f"site={name}", *words)
+    assert status == 0, said
+    text = Path("streamflow.d/site.sh").read_text()
+    assert "activate" not in text and text.count("{{streamflow_command}}") == 1
+    assert text.endswith('/work/crossfl.sif bash -c "$step"\n')
+    assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
+    for more, message in (
+        (["--set", "site.venv=/work/venv"], "site has venv and container: give one of them"),
+        (["--set", "site.nodes=2"], "jobs in a container have one node"),
+    ):
+        if name != "vm" or "nodes" not in message:
+            status, said = crossfl_bind("--facility", f"site={name}", *words, *more)
+            assert status == cli.BAD_INPUT and message in said
+
+
+def test_recipes_of_containers() -> None:
+    """They cannot be built here; that they name what there is, and the lock's Python, is seen."""
+    folder = ENVIRONMENTS / "containers"
+    recipe = (folder / "Dockerfile").read_text()
+    for names in re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in names.split())
+    version = re.search(r"with Python (3\.\d+)", (ROOT / "requirements.lock").read_text())
+    assert version and f"ARG BASE=python:{version[1]}-" in recipe
+    definition = (folder / "crossfl.def").read_text()
+    page = (folder / "README.md").read_text()
+    archive = re.search(r"^From: (\S+)$", definition, re.MULTILINE)
+    assert archive and f"docker save -o {archive[1]} crossfl" in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_passes_the_check(
+    name: str, crossfl_bind: Bind, capsys: pytest.CaptureFixture[str]
+) -> None:
     crossfl_bind("--facility", f"site={name}", *required(name, "site"))
-    text = Path("streamflow.d/site.sh").read_text().replace("{{streamflow_command}}", "true")
-    checked = subprocess.run(
-        ["shellcheck", "--severity=warning", "-"], input=text, text=True, capture_output=True
-    )
-    assert checked.returncode == 0, checked.stdout
+    status = cli.main(["check", "--offline", "--format", "json", "streamflow.yml"])
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert status == 0, results
+    checks = {row["check"] for row in results if row["facility"] == "site"}
+    assert checks == {"settings"} | ({"job script", "shellcheck"} if name != "local" else set())
 
 
 @pytest.mark.parametrize("name", SCHEDULED)
@@ -244,6 +277,7 @@ def test_ready_federations(name: str, crossfl_bind: Bind) -> None:
     status, said = crossfl_bind("--from", path, *words, "-o", f"{name}.yml")
     assert status == 0, said
     assert {*facilities, "vm"} <= set(load(Path(f"{name}.yml"))["deployments"])
+    assert cli.main(["check", "--offline", f"{name}.yml"]) == 0
     assert "02:00:00" in Path(f"{name}.d/{next(iter(facilities))}.sh").read_text()
 
 
@@ -258,6 +292,21 @@ def test_the_aggregation_machine_may_be_another(crossfl_bind: Bind) -> None:
     target = document["workflows"]["federation"]["bindings"][0]["target"]
     assert target == {"deployment": "vm", "service": "train"}
     assert "CROSSFL_FACILITY" not in Path("streamflow.d/vm.sh").read_text()
+
+
+@pytest.mark.parametrize("foreign", ["streamflow.yml", "streamflow.d/vega.sh"])
+def test_what_others_made_stays(foreign: str, crossfl_bind: Bind) -> None:
+    Path("streamflow.d").mkdir()
+    Path(foreign).write_text("mine\n")
+    words = ["--facility", "vega", *required("vega", "vega")]
+    status, said = crossfl_bind(*words)
+    assert status == cli.BAD_INPUT
+    assert f"{foreign} is there, and not made by 'crossfl bind'" in said
+    assert Path(foreign).read_text() == "mine\n"
+    assert [p for p in Path().rglob("*") if p.is_file()] == [Path(foreign)]
+    for more in (["--force"], []):  # what was made by it may be made again
+        assert crossfl_bind(*words, *more)[0] == 0
+    assert Path(foreign).read_text() != "mine\n"
 
 
 def test_the_result_is_the_same_each_time(crossfl_bind: Bind) -> None:

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from conftest import ROUND
-from crossfl import manifest
+from crossfl import checkpoint, manifest
 from crossfl.aggregate import aggregate
-from crossfl.checkpoint import Tensors
+from crossfl.checkpoint import Tensors, slots
+from crossfl.delta import file_name as delta_of
 from crossfl.errors import CrossFLError
 from crossfl.initialise import initialise
 from crossfl.plan import plan
@@ -82,6 +83,33 @@ def test_a_round_with_any_checkpoint(case: str, tmp_path: Path) -> None:
         not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)
     ]
     assert any(moved)
+
+
+@pytest.mark.parametrize("saving", [{}, {"max_shard_size": "10KB"}])
+def test_a_model_in_fp32_travels_in_bf16(saving: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _llama().save_pretrained(tmp_path / "source", **saving)
+    original = Tensors.of_model(tmp_path / "source")
+    initialise(
+        tmp_path / "source", None, "bytes", 0, 1, Aggregation(broadcast="bf16"), tmp_path / "0"
+    )
+    model, state = tmp_path / "0" / "global_model", tmp_path / "0" / "state"
+    sent, kept = Tensors.of_model(model), slots(state)["master"]
+    size = sum(path.stat().st_size for path in checkpoint.model_files(model))
+    assert size < 0.6 * sum(p.stat().st_size for p in checkpoint.model_files(tmp_path / "source"))
+    for name in original:
+        assert kept[name].equal(original[name])
+        assert sent[name].equal(original[name].bfloat16())
+    task = plan(ServerState.load(state), [Facility(name="karolina", dataset="words")], 1, "train")
+    train(model, task[1][0], TRAINING, tmp_path / "k")
+    aggregate(model, state, [tmp_path / "k" / "update"], tmp_path / "1")
+    delta = Tensors([tmp_path / "k/update" / delta_of(p.name) for p in model.glob("model*s")])
+    after = slots(tmp_path / "1" / "state")["master"]
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "1" / "global_model", dtype="auto")
+    assert found.dtype == torch.bfloat16
+    for name in original:
+        torch.testing.assert_close(after[name], original[name] + delta[name])
+        assert found.state_dict()[name].equal(after[name].bfloat16())
 
 
 def test_a_model_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from conftest import DATA, ROUND, Run
 from crossfl import launch
+from crossfl.budget import Notice
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.records import Task
@@ -61,7 +62,7 @@ def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launch.LAUNCHER, "no-such-launcher -n 2")
     with pytest.raises(CrossFLError, match="no-such-launcher cannot be started"):
-        launch.ranks(["train"])
+        launch.ranks(["train"], Notice())
 
 
 @pytest.mark.parametrize("names", launch.RANKS)
@@ -90,6 +91,10 @@ def test_where_the_ranks_meet(tmp_path: Path) -> None:
     assert launch.first_node({}) == "127.0.0.1"
     nodes.write_text("x1000\nx1000\n")
     assert launch.first_node({"PBS_NODEFILE": str(nodes)}) == "127.0.0.1"
+    # In a container, what would say more may be absent.
+    assert launch.first_node({"PBS_NODEFILE": str(tmp_path / "absent")}) == "127.0.0.1"
+    one = {"SLURM_JOB_NODELIST": "lrdn0001", "SLURM_JOB_NUM_NODES": "1"}
+    assert launch.first_node(one | {"PATH": "/nowhere"}) == "127.0.0.1"
 
 
 def test_ranks_of_two_clusters_on_one_node_do_not_meet() -> None:

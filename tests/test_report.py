@@ -34,6 +34,7 @@ def update(loss: float, tokens: int = 1000) -> dict[str, Any]:
         "seconds": {"load": 1.0, "evaluate": 0.5, "train": 8.0, "save": 0.5, "queue": 30.0},
         "metrics": {
             "validation": {"loss": loss, "perplexity": 2.5, "tokens": 100},
+            "local": {"loss": loss / 2, "perplexity": 1.5, "tokens": 100},
             "training": {"first_loss": loss, "last_loss": loss, "tokens_per_second": 125.0},
         },
         "bytes": 2_500_000,
@@ -173,6 +174,72 @@ def test_page_shows_what_happened(federation: Federation, out: Path) -> None:
     assert any("karolina from 6 to 0.75; leonardo from 2.5 to 0.25" in label for label in labels)
 
 
+def comparison(path: Path) -> Path:
+    """Alone, karolina is worse on its own data, leonardo better; both are worse on all data."""
+    losses = {
+        "federated": (0.75, 0.25),
+        "karolina": (1.0, 4.0),
+        "leonardo": (3.0, 0.125),
+        "pooled": (0.5, 0.5),
+    }
+    arms = {
+        arm: {"final": {"karolina": {"loss": k}, "leonardo": {"loss": n}}}
+        for arm, (k, n) in losses.items()
+    }
+    path.write_text(json.dumps(arms))
+    return path
+
+
+def test_it_says_what_each_facility_has_of_it(
+    federation: Federation, out: Path, tmp_path: Path
+) -> None:
+    state, files = federation()
+    others = report.alone(comparison(tmp_path / "comparison.json"))
+    assert set(others) == {"karolina", "leonardo"}
+    evaluated = {"round": 3, "facilities": {"karolina": {"metrics": {"loss": 0.75}}}}
+    evaluated["facilities"] |= {"leonardo": {"metrics": {"loss": 0.25}}, "polaris": {}}
+    found = report.benefit(ServerState.load(state), evaluated, others)
+    assert found == {
+        "karolina": {"local": 1.0, "final": 0.75, "alone": 1.0, "alone_all": 2.5, "final_all": 0.5},
+        "leonardo": {
+            "local": pytest.approx(5 / 6),
+            "final": 0.25,
+            "alone": 0.125,
+            "alone_all": 1.5625,
+            "final_all": 0.5,
+        },
+    }
+    report.report(state, files, out, tmp_path / "comparison.json")
+    text = re.sub(r"\s+", " ", page_of(out).text)
+    assert "karolina1.00000.7500-0.25001.0000-0.25002.50000.5000-2.0000" in text
+    assert "on its own and on all data" in text
+    assert "0.8333" in text
+    assert "+0.1250" in text
+    assert "on the data of all" in text
+    report.report(state, files, out)
+    assert "crossfl compare" in page_of(out).text
+    assert "Federation helped" not in page_of(out).text
+
+
+def test_tasks_are_shown(federation: Federation, out: Path) -> None:
+    scores = {"retrosynthesis": {"loss": 1.5, "tokens": 1200, "validity": 0.25}}
+    record = evaluation("karolina", 1.0, metrics=GOOD | {"tasks": scores})
+    state, files = federation([record])
+    report.report(state, files, out)
+    assert "loss 1.5, tokens 1,200, validity 0.25" in page_of(out).text
+
+
+@pytest.mark.parametrize("content", ["{", '{"karolina": {}}', '{"a": {"final": {"b": {}}}}', "[1]"])
+def test_a_damaged_comparison_leaves_nothing(
+    content: str, federation: Federation, out: Path, tmp_path: Path
+) -> None:
+    state, files = federation()
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(CrossFLError, match=r"comparison\.json is not a comparison"):
+        report.report(state, files, out, tmp_path / "comparison.json")
+    assert list(out.iterdir()) == []
+
+
 def test_page_needs_nothing_else_and_runs_nothing(federation: Federation, out: Path) -> None:
     state, files = federation()
     report.report(state, files, out)
@@ -256,6 +323,12 @@ def test_durations(value: float | None, text: str) -> None:
         ([evaluation("karolina", 1.0, metrics={"loss": 1.0})], "not an evaluation"),
         ([evaluation("karolina", 1.0, metrics=GOOD | {"exact_match": "x"})], "not an evaluation"),
         ([evaluation("karolina", 1.0, metrics=[1])], "not an evaluation"),
+        ([evaluation("karolina", 1.0, metrics=GOOD | {"tasks": [1]})], "not an evaluation"),
+        (
+            [evaluation("karolina", 1.0, metrics=GOOD | {"tasks": {"a": {"rmse": "x"}}})],
+            "not an evaluation",
+        ),
+        ([evaluation("karolina", 1.0, metrics=GOOD | {"tasks": {"<b>": {}}})], "use letters"),
         ([evaluation("karolina", 1.0, completions=[{"prompt": "it"}])], "not an evaluation"),
         ([evaluation("karolina", 1.0) | {"facility": 3}], "not an evaluation"),
         ([{"facility": "karolina", "status": "absent"}], "not an evaluation"),

@@ -11,14 +11,15 @@ import torch
 
 from conftest import DATA, ROUND
 from crossfl import manifest, site
+from crossfl.batch import batch_of
 from crossfl.checkpoint import Tensors
-from crossfl.data import read
+from crossfl.data import Text, read
 from crossfl.errors import CrossFLError
 from crossfl.evaluate import evaluate
-from crossfl.model import batch_of, complete, load, summed_loss, validate
+from crossfl.model import check_samples, complete, load, summed_loss, validate
+from crossfl.optimizer import learning_rate
 from crossfl.records import Task, Training
 from crossfl.train import absent, train
-from crossfl.trainer import learning_rate
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
@@ -134,18 +135,93 @@ def test_loss_counts_only_labelled_tokens() -> None:
 
     losses = []
     for sample in samples:
-        ids, labels = batch_of([encode(sample, tokenizer, 48)], torch.device("cpu"))
-        loss, count = summed_loss(model, ids, labels)
+        batch = batch_of([[encode(sample, tokenizer, 48)]], torch.device("cpu"))
+        ids, count = batch.inputs, batch.tokens
+        loss = summed_loss(model, batch)
         own = torch.log_softmax(model(input_ids=ids).logits[0].double(), -1)
         start = len(sample.prompt or "")
         picked = [own[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]
         assert count == len(picked) == len(sample.text.encode()) + 1
         assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
-        losses.append((loss.item(), int(count)))
+        losses.append((loss.item(), count))
     metrics = validate(model, tokenizer, samples, TRAINING)
     expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_bits_per_byte_count_the_bytes_that_are_predicted() -> None:
+    """A model that gives each of 384 tokens the same odds needs log2 384 bits for each of them."""
+    model, tokenizer = load(MODEL, TRAINING)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    bits = math.log2(384)
+    training = dataclasses.replace(TRAINING, sequence_length=6)
+
+    def measured(sample: Text) -> float:
+        return float(validate(model, tokenizer, [sample], training)["bits_per_byte"])
+
+    assert measured(Text("it 3=", "tre")) == pytest.approx(bits)  # cut: only t is predicted
+    assert measured(Text("3=", "tre")) == pytest.approx(bits * 4 / 3)  # with the end of sequence
+    assert measured(Text("3=", "tři")) == pytest.approx(bits)  # 4 bytes, and the end is cut
+    assert measured(Text(None, "tre")) == pytest.approx(
+        bits * 3 / 2
+    )  # no prompt: t is not predicted
+    assert "bits_per_byte" not in validate(model, tokenizer, [Text("3=", "")], training)
+
+
+def test_tasks_are_measured_apart() -> None:
+    model, tokenizer = load(MODEL, TRAINING)
+    groups = {name: [Text("3=", name * n) for n in (1, 2, 3)] for name in ("a", "b")}
+    samples = [sample._replace(task=n) for n, group in groups.items() for sample in group]
+    metrics = validate(model, tokenizer, [*samples, Text("4=", "c")], TRAINING)
+    assert list(metrics["tasks"]) == ["a", "b"]
+    for name, group in groups.items():
+        assert metrics["tasks"][name] == validate(model, tokenizer, group, TRAINING)
+    assert metrics["tokens"] == 2 * (2 + 3 + 4) + 2
+    single = validate(
+        model, tokenizer, [sample._replace(task=None) for sample in samples], TRAINING
+    )
+    both = [metrics["tasks"][name]["loss"] for name in groups]
+    assert single["loss"] == pytest.approx(sum(both) / 2, rel=1e-5)
+
+
+def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
+    rows = [{"input": "a", "output": "<BOOLEAN> Yes </BOOLEAN>", "task": "property_prediction-hiv"}]
+    rows += [{"input": "a", "output": "1.5", "task": "weights"}] * 2
+    rows += [{"input": "a", "output": "b", "task": "greetings"}]
+    (tmp_path / "leonardo" / "d").mkdir(parents=True)
+    for split in ("train", "valid"):
+        path = tmp_path / "leonardo" / "d" / f"{split}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "leonardo" / "d" / "metrics.json").write_text('{"weights": "number"}')
+    os.environ[site.DATA] = str(tmp_path)
+    record = evaluate(MODEL, dataclasses.replace(task, dataset="d"), TRAINING, [])
+    tasks = record["metrics"]["tasks"]
+    common = {"loss", "perplexity", "bits_per_byte", "tokens"}
+    assert set(tasks["property_prediction-hiv"]) == common | {"accuracy", "mcc", "coverage"}
+    assert tasks["weights"]["coverage"] == 0.0
+    assert set(tasks["greetings"]) == common
+    assert record["metrics"]["samples"] == 4
+
+
+def test_a_dataset_names_few_tasks() -> None:
+    model, _ = load(MODEL, TRAINING)
+    with pytest.raises(CrossFLError, match="names 65 tasks"):
+        check_samples(model, [Text(None, "a", str(i)) for i in range(65)])
+
+
+def test_the_local_model_is_measured_beside_the_one_received(task: Task, tmp_path: Path) -> None:
+    metrics = train(MODEL, task, TRAINING, tmp_path)["metrics"]
+    network, tokenizer = load(MODEL, TRAINING)
+    valid = read(DATA / "leonardo" / "words", "valid")
+    assert metrics["validation"] == validate(network, tokenizer, valid, TRAINING)
+    delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
+    for name, parameter in network.state_dict().items():
+        parameter += delta[name]
+    local = validate(network, tokenizer, valid, TRAINING)
+    assert metrics["local"]["loss"] == pytest.approx(local["loss"], rel=1e-5)
+    assert metrics["local"]["loss"] != metrics["validation"]["loss"]
 
 
 def test_completions_do_not_depend_on_the_batch() -> None:

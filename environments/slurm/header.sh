@@ -7,3 +7,4 @@
 #SBATCH --ntasks-per-node=<ranks>
 #SBATCH --cpus-per-task=<cpus>
 #SBATCH --time=<time>
+#SBATCH --signal=USR1@120

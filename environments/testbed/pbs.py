@@ -6,7 +6,8 @@ output and the exit statuses of version 23.06.06, as far as a workflow engine us
 same tests can run here and against a real server. Called by the name of the command it stands for.
 
 With a file ``~/.pbs/first-only`` `qstat` prints only the first of the jobs it is asked for, as some
-later versions do. Job history is as long as Slurm's memory of finished jobs (five minutes here).
+later versions do; with ``~/.pbs/no-history`` `qstat -Bf` denies job history, which is as long as
+Slurm's memory of finished jobs (five minutes here).
 """
 
 from __future__ import annotations
@@ -222,14 +223,32 @@ def killed_for_memory(number: str) -> bool:
     return "exceeded memory limit" in (SPOOL / f"{number}.slurm").read_text(errors="replace")
 
 
+def describe(queues: list[str] | None) -> None:
+    """The server, or queues, in full: `qstat -Bf` and `qstat -Qf`."""
+    if queues is None:
+        kept = not (SPOOL / "no-history").exists()
+        print(f"Server: {SERVER}\n    server_state = Active\n    job_history_enable = {kept}")
+        print(f"    job_history_duration = 00:05:00\n    pbs_version = 23.06.06 ({LABEL})")
+        return
+    for name in queues or sorted(QUEUES):
+        if name not in QUEUES:
+            fail(170, f"qstat: Unknown queue {name}")
+        running = QUEUES[name] != "closed"
+        print(f"Queue: {name}\n    queue_type = Execution\n    enabled = True")
+        print(f"    started = {running}\n")
+
+
 def qstat(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="qstat", allow_abbrev=False, add_help=False)
-    for name in "xfHa":
+    for name in "xfHaBQ":
         parser.add_argument(f"-{name}", action="store_true")
     parser.add_argument("-F", choices=("json", "dsv"))
     parser.add_argument("-u")
     parser.add_argument("jobs", nargs="*")
     options = parser.parse_args(words)
+    if options.B or options.Q:
+        describe(options.jobs if options.Q else None)
+        return
     mine = slurm("squeue", "-h", "--me", "-t", "all", "-o", "%i").split()
     jobs: dict[str, dict[str, Any]] = {}
     status = 0

@@ -1,7 +1,6 @@
 """Turn the updates of a round into the next global model and the next server state."""
 
 import argparse
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -129,12 +128,13 @@ def _publish(
 ) -> bool:
     published = manifest.publish
     with published(out / MODEL) as directory, published(out / STATE) as memory:
-        for name in manifest.read(model, "model")["files"]:
-            if not name.endswith(".safetensors"):
-                (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(model / name, directory / name)
         averaging.weigh(shares(averaging.updates, server.aggregation))
         sums = averaging.write(directory, memory)
+        for name, entry in manifest.read(model, "model")["files"].items():
+            if name not in sums:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                outputs.link(model / name, directory / name)
+                sums[name] = entry["sha256"]
         round_ = server.round + 1
         digest = manifest.write(directory, "model", {"round": round_}, sums)["digest"]
         entry = _history(server, averaging, excluded) | {"model": digest}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crossfl import checkpoint, combinations, gate, manifest, strategies
+from crossfl import checkpoint, combinations, gate, manifest, outputs, strategies
 from crossfl.checkpoint import Tensors
 from crossfl.combinations import Cohort
 from crossfl.encoding import CELL
@@ -24,7 +24,7 @@ from crossfl.errors import CrossFLError
 from crossfl.gate import Refused, Update
 from crossfl.records import Aggregation
 from crossfl.state import MASTER
-from crossfl.stream import PIECE, Checksums, Piece, pieces, walk, workers
+from crossfl.stream import PIECE, Buffers, Checksums, Piece, pieces, walk, workers
 from crossfl.tensorfile import TensorFile, Writer
 
 MODEL = "model"
@@ -39,7 +39,7 @@ class Done:
     products: list[Tensor] = field(default_factory=list)
     """For each cell, inner products of the updates, fp64 [facilities, facilities]."""
     written: dict[str, Tensor] = field(default_factory=dict)
-    """Elements of the next model, of its master and of each slot, flat."""
+    """Elements of the next model, of its master and of each slot, at the start of a buffer."""
 
 
 class Averaging:
@@ -72,7 +72,7 @@ class Averaging:
         self.coefficients: list[float] = []
         self.norms: dict[str, float] = {}
         self._state, self._weights, self._aggregation = state, weights, aggregation
-        self._threads, self._piece = threads, piece
+        self._threads, self._piece, self._buffers = threads, piece, Buffers(piece)
         self._slots = checkpoint.slots(state)
         shapes = {name: entry.shape for name, entry in weights.floats().items()}
         for slot in (MASTER, *self._slots):
@@ -113,10 +113,15 @@ class Averaging:
         with self._walking(self._step, files) as walked:
             for file, group in itertools.groupby(walked, key=lambda item: item[0].file):
                 with self._writers(file, model, state) as writers:
-                    for _, done in group:
+                    for piece, done in group:
                         for slot, tensor in done.written.items():
-                            writers[slot].write(tensor)
+                            writers[slot].write(tensor[: piece.count])
+                        self._buffers.give(done.written.values())
                 sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
+                if _is_master(file):
+                    twin = state / f"{MASTER}.{file.path.name}"
+                    outputs.link(model / file.path.name, twin)
+                    sums[twin.name] = sums[file.path.name]
         return sums
 
     @contextlib.contextmanager
@@ -162,20 +167,24 @@ class Averaging:
     def _step(self, piece: Piece) -> Done:
         """The next model and what the server remembers with it."""
         dtype = piece.file.entries[piece.name].dtype
+        done = Done(written={MODEL: self._buffers.take(dtype)})
         if not dtype.is_floating_point:
             kept = piece.file.span(piece.name, piece.start, piece.count)
-            return Done(written={MODEL: kept})
-        done = Done(written={slot: torch.empty(piece.count) for slot in self._slots})
-        done.written[MODEL] = torch.empty(piece.count, dtype=dtype)
+            done.written[MODEL][: piece.count].copy_(kept)
+            return done
+        done.written |= {s: self._buffers.take(torch.float32) for s in self._families(piece.file)}
+        combined = self._buffers.take(torch.float32)
         for start, count in piece.cells():
             deltas = self._deltas(piece.name, start, count, done)
             delta = self._combination.combine(
-                deltas, self.coefficients, self._aggregation.dishonest
+                deltas, self.coefficients, self._aggregation.dishonest, combined[:count]
             )
             old = {s: family.span(piece.name, start, count) for s, family in self._slots.items()}
             master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
-            for slot, tensor in {MODEL: master, MASTER: master, **slots}.items():
-                done.written[slot].narrow(0, start - piece.start, count).copy_(tensor)
+            next_ = {MODEL: master, MASTER: master, **slots}
+            for slot, buffer in done.written.items():
+                buffer.narrow(0, start - piece.start, count).copy_(next_[slot])
+        self._buffers.give([combined])
         return done
 
     def _deltas(self, name: str, start: int, count: int, done: Done) -> Iterator[Tensor]:
@@ -198,6 +207,10 @@ class Averaging:
         """The files of all updates, with their sizes in bytes."""
         return {path: size for update in self.updates for path, size in update.files().items()}
 
+    def _families(self, file: TensorFile) -> list[str]:
+        """The families of the state that are written for a file of the model."""
+        return [slot for slot in self._slots if slot != MASTER or not _is_master(file)]
+
     def _remembered(self) -> dict[Path, int]:
         """The tensor files of the server state, with their sizes in bytes."""
         return {f.path: f.size for family in self._slots.values() for f in family.files}
@@ -213,10 +226,15 @@ class Averaging:
         }
         with contextlib.ExitStack() as stack:
             writers = {MODEL: stack.enter_context(Writer(model / file.path.name, layout))}
-            for slot in self._slots:
+            for slot in self._families(file):
                 writer = Writer(state / f"{slot}.{file.path.name}", floats)
                 writers[slot] = stack.enter_context(writer)
             yield writers
+
+
+def _is_master(file: TensorFile) -> bool:
+    """Whether a file of the model has the same bytes as its master weights: all of it is fp32."""
+    return all(entry.dtype == torch.float32 for entry in file.entries.values())
 
 
 def _sum_of_squares(values: Tensor) -> float:

@@ -221,10 +221,15 @@ def places_of(args: argparse.Namespace) -> tuple[list[Place], Place]:
     return [places[name] for name in names], places[VM]
 
 
+def ours(path: Path) -> bool:
+    """Whether an earlier binding made this file."""
+    return path.is_file() and MARK in path.read_text(errors="replace")
+
+
 def stale(out: Path, files: Mapping[Path, bytes]) -> Iterator[Path]:
     """Job scripts of an earlier binding that this one has no use for."""
     for path in sorted(out.with_suffix(".d").glob("*.sh")):
-        if path not in files and MARK in path.read_text(errors="replace"):
+        if path not in files and ours(path):
             yield path
 
 
@@ -261,6 +266,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("streamflow.yml"), help="StreamFlow file to write"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite files that crossfl bind has not made"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -272,6 +280,11 @@ def main(args: argparse.Namespace) -> None:
     here = Path(os.path.relpath(ROOT))
     workflow = args.workflow or here / "workflows" / "federated.cwl"
     files = bind(places, vm, args.environments or here / "environments", workflow, args.job, out)
+    if not args.force and (foreign := [path for path in files if path.exists() and not ours(path)]):
+        raise CrossFLError(
+            f"{foreign[0]} is there, and not made by 'crossfl bind': choose another --output, "
+            "or overwrite it with --force"
+        )
     try:
         for folder in {path.parent for path in files}:
             folder.mkdir(exist_ok=True)
@@ -281,4 +294,5 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise CrossFLError(f"{out} cannot be written: {error}") from None
     print(f"wrote {', '.join(str(path) for path in files)}")
-    print(f"next: {'' if args.job else 'bind again with --job, then '}streamflow run {out}")
+    todo = [] if args.job else ["bind again with --job"]
+    print(f"next: {', then '.join([*todo, f'crossfl check {out}', f'streamflow run {out}'])}")

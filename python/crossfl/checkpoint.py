@@ -11,6 +11,8 @@ from crossfl.tensorfile import Entry, TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+"""What `peft` saves in place of the weights that it adapts, which stay as they are."""
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -58,13 +60,14 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face checkpoint directory.
+    """The weight files of a Hugging Face checkpoint directory: those of its adapter, if it has one.
 
     Raises:
         CrossFLError: there are none in safetensors format, or the index names a missing one.
     """
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
+    for name in (ADAPTER, SINGLE):
+        if (directory / name).is_file():
+            return [directory / name]
     if not (directory / INDEX).is_file():
         raise CrossFLError(
             f"{directory} has neither {SINGLE} nor {INDEX}: "

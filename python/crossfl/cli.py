@@ -18,6 +18,7 @@ VERBS = {
     "report": "turn history and evaluations into one HTML page",
     "bind": "compose facilities into a StreamFlow file",
     "runs": "list the runs in a journal, remove them, or let one go on otherwise",
+    "check": "check every facility of a StreamFlow file before a job is spent",
     "simulate": "run a federation in this one process, without an engine",
     "compare": "federated, each facility alone, and pooled data, side by side",
 }
@@ -25,7 +26,10 @@ BAD_INPUT = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 2 wrong usage, 4 bad input, 1 anything else."""
+    """Run one verb. Exit status: 0 done, 2 wrong usage, 4 bad input, 1 anything else.
+
+    A verb that measures others (`check`) gives its own status.
+    """
     parser = argparse.ArgumentParser(
         prog="crossfl",
         description="Cross-facility federated learning; 'crossfl VERB --help' tells more.",
@@ -47,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]
-        module.main(parsed)
+        status: int | None = module.main(parsed)
     except CrossFLError as error:
         print(f"crossfl {args.verb}: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"crossfl {args.verb}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from crossfl import data, outputs, progress, site
+from crossfl.aggregate import STATE
 from crossfl.errors import CrossFLError
 from crossfl.evaluate import evaluate
 from crossfl.job import Job
 from crossfl.plan import plan
-from crossfl.records import Facility, Task
+from crossfl.records import Facility
+from crossfl.report import COMPARISON, FEDERATED, POOLED, report
 from crossfl.simulate import playing_every_facility, rounds
 
-FEDERATED, POOLED = "federated", "pooled"
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "exact_match")
+"""Metrics that have a table each, where there are any."""
 
 
 def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -33,11 +36,11 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
     Args:
         job: the federation.
         root: folder with one folder for each facility, which holds its datasets.
-        out: folder for `comparison.json` and `comparison.md`.
+        out: folder for `comparison.json`, `comparison.md` and the `report.html` of the federation.
         workers: arms that are trained at the same time.
 
     Returns:
-        For each arm, `rounds` (mean loss by facility after each round) and `final` (metrics by
+        For each arm, `rounds` (loss by facility after each round) and `final` (metrics by
         facility).
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,9 +61,12 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
                 for name, arm in arms.items()
             }
             result = {name: future.result() for name, future in running.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    outputs.write_json(out / "comparison.json", result)
-    (out / "comparison.md").write_text(table(result))
+        out.mkdir(parents=True, exist_ok=True)
+        outputs.write_json(out / COMPARISON, result)
+        (out / "comparison.md").write_text(table(result))
+        here = Path(scratch, FEDERATED)
+        evaluations = [here / f"{facility.name}.json" for facility in job.facilities]
+        report(here / STATE, evaluations, out, out / COMPARISON)
     return result
 
 
@@ -77,33 +83,43 @@ def _without_pauses(job: Job) -> Job:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The comparison in Markdown: final scores, and perplexity by round."""
-    facilities = list(next(iter(result.values()))["final"])
-    scores: list[list[str]] = []
-    for arm, outcome in result.items():
-        row = [arm]
-        for metrics in outcome["final"].values():
-            row.append(f"{metrics['perplexity']:.3f}")
-            if "exact_match" in metrics:
-                row.append(f"{metrics['exact_match']:.3f}")
-        losses = [metrics["loss"] for metrics in outcome["final"].values()]
-        scores.append([*row, f"{sum(losses) / len(losses):.4f}"])
-    first = next(iter(result.values()))["final"]
-    head = ["trained on"]
-    for facility in facilities:
-        head.append(f"perplexity at {facility}")
-        if "exact_match" in first[facility]:
-            head.append(f"exact match at {facility}")
+    """The comparison in Markdown: the final scores, those of each task, and the loss by round."""
+    final = {arm: outcome["final"] for arm, outcome in result.items()}
+    sites = final[FEDERATED]
+    parts = []
+    for score in SCORES:
+        if all(score in metrics for metrics in sites.values()):
+            rows = []
+            for arm, at in final.items():
+                values = [at[site][score] for site in sites]
+                rows.append([arm, *(f"{v:.3f}" for v in [*values, sum(values) / len(values)])])
+            name = score.replace("_", " ") + (", nats" if score == "loss" else "")
+            parts.append(_markdown([name, *(f"at {site}" for site in sites), "mean"], rows))
+    rows = [
+        [site, task, score.replace("_", " ")]
+        + [
+            f"{at[site]['tasks'][task][score]:.3f}" if _has(at, site, task, score) else "–"
+            for at in final.values()
+        ]
+        for site, metrics in sites.items()
+        for task, scores in metrics.get("tasks", {}).items()
+        for score in scores
+        if score not in ("tokens", "perplexity")
+    ]
+    if rows:
+        parts.append(_markdown(["at", "task", "score", *final], rows))
     by_round = [
-        [str(i + 1)]
-        + [f"{outcome['rounds'][i][f]:.3f}" for outcome in result.values() for f in facilities]
+        [str(i + 1)] + [f"{sum(o['rounds'][i].values()) / len(sites):.3f}" for o in result.values()]
         for i in range(min(len(outcome["rounds"]) for outcome in result.values()))
     ]
-    return (
-        _markdown([*head, "mean loss"], scores)
-        + "\nValidation perplexity after each round:\n\n"
-        + _markdown(["round"] + [f"{arm}, at {f}" for arm in result for f in facilities], by_round)
+    parts.append(
+        "Mean validation loss after each round:\n\n" + _markdown(["round", *final], by_round)
     )
+    return "\n".join(parts)
+
+
+def _has(at: Mapping[str, Any], site: str, task: str, score: str) -> bool:
+    return score in at[site].get("tasks", {}).get(task, {})
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,32 +134,31 @@ def _pool(job: Job, root: Path, folder: Path) -> None:
         with (folder / "all" / f"{split}.jsonl").open("w", encoding="utf-8") as stream:
             for facility in job.facilities:
                 path = site.resolve(facility.dataset, root / facility.name)
-                for prompt, text in data.read(path, split):
-                    row = (
-                        {"text": text} if prompt is None else {"prompt": prompt, "completion": text}
-                    )
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                for sample in data.read(path, split):
+                    stream.write(json.dumps(data.row(sample), ensure_ascii=False) + "\n")
 
 
 def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> dict[str, Any]:
+    """Train one arm; leave in `scratch` its last state, and its evaluations by facility."""
     os.environ[progress.VARIABLE] = os.devnull
     by_round: list[dict[str, float]] = []
     with playing_every_facility(root):
         for state, here in rounds(arm, scratch):
             final = state.round == state.rounds
             tasks = plan(state, job.facilities, job.local_steps, "evaluate")[1]
-            metrics = {t.facility: _measure(here / "global_model", t, job, final) for t in tasks}
-            by_round.append({facility: m["perplexity"] for facility, m in metrics.items()})
-            shown = "  ".join(f"{f} {p:.3f}" for f, p in by_round[-1].items())
-            print(
-                f"{name}  round {state.round}/{state.rounds}  perplexity {shown}", file=sys.stderr
-            )
+            prompts = job.prompts if final and name == FEDERATED else ()
+            found = {
+                t.facility: evaluate(here / "global_model", t, job.training, prompts, match=final)
+                for t in tasks
+            }
+            metrics = {facility: record["metrics"] for facility, record in found.items()}
+            by_round.append({facility: m["loss"] for facility, m in metrics.items()})
+            shown = "  ".join(f"{f} {loss:.3f}" for f, loss in by_round[-1].items())
+            print(f"{name}  round {state.round}/{state.rounds}  loss {shown}", file=sys.stderr)
+    (here / STATE).rename(scratch / STATE)
+    for facility, record in found.items():
+        outputs.write_json(scratch / f"{facility}.json", record)
     return {"rounds": by_round, "final": metrics}
-
-
-def _measure(model: Path, task: Task, job: Job, final: bool) -> dict[str, Any]:
-    metrics: dict[str, Any] = evaluate(model, task, job.training, [], match=final)["metrics"]
-    return metrics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,5 +176,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the tables and leave them in `comparison.md` and `comparison.json`."""
+    """Print the tables and leave them in `comparison.md`, with `comparison.json` and the report."""
     print(table(compare(Job.load(args.job), args.data, args.outdir, args.workers)))

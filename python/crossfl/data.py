@@ -1,4 +1,4 @@
-"""Datasets at a facility: read as samples, encoded as tokens, drawn without repeats."""
+"""Datasets at a facility: read as samples, encoded for the model, drawn without repeats."""
 
 import json
 import random
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
+from crossfl.records import check_name
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "valid"]
@@ -18,11 +20,24 @@ IGNORED = -100
 """Label of a token that the loss leaves out."""
 
 
-class Sample(NamedTuple):
-    """A text to learn, or a prompt and the completion to learn."""
+class Text(NamedTuple):
+    """A text to learn, or a prompt and the completion to learn; and the task it is of, if named."""
 
     prompt: str | None
     text: str
+    task: str | None = None
+
+
+class Image(NamedTuple):
+    """An image, as the model takes it, and the number of its class."""
+
+    pixels: "np.ndarray[Any, np.dtype[np.float32]]"
+    """fp32, [channels, height, width]."""
+    label: int
+    task: str | None = None
+
+
+Sample = Text | Image
 
 
 class Encoded(NamedTuple):
@@ -36,9 +51,9 @@ def read(path: Path, split: Split) -> Sequence[Sample]:
     """Read one split of a dataset.
 
     The path is a `.txt` file (one sample a line), a `.jsonl` or `.parquet` file (`text`, or
-    `prompt` and `completion`, or `input` and `output`), a folder with `train` and `valid` files of
-    these kinds (`train.jsonl`, or `train-00000.parquet` and so on, all of them), or a folder saved
-    by Hugging Face `datasets`.
+    `prompt` and `completion`, or `input` and `output`, or `pixels` and `label`; and `task`, if
+    there are several), a folder with `train` and `valid` files of these kinds (`train.jsonl`, or
+    `train-00000.parquet` and so on, all of them), or a folder saved by Hugging Face `datasets`.
 
     Raises:
         CrossFLError: the dataset has no such split, is empty, or a sample cannot be read.
@@ -64,8 +79,28 @@ def read(path: Path, split: Split) -> Sequence[Sample]:
     return samples
 
 
-def encode(sample: Sample, tokenizer: "PreTrainedTokenizerBase", length: int) -> Encoded:
-    """Token ids of a sample, cut at `length`, ending in the end-of-sequence token if it has one."""
+def row(sample: Sample) -> dict[str, Any]:
+    """The sample as a row of a `.jsonl` file, which `read` reads as the same sample."""
+    if isinstance(sample, Image):
+        fields: dict[str, Any] = {"pixels": sample.pixels.tolist(), "label": sample.label}
+    elif sample.prompt is None:
+        fields = {"text": sample.text}
+    else:
+        fields = {"prompt": sample.prompt, "completion": sample.text}
+    return fields if sample.task is None else fields | {"task": sample.task}
+
+
+def encode(
+    sample: Sample, tokenizer: "PreTrainedTokenizerBase | None", length: int
+) -> Encoded | Image:
+    """Token ids of a sample, cut at `length`, ending in the end-of-sequence token if it has one.
+
+    An image is as the model takes it already.
+    """
+    if isinstance(sample, Image):
+        return sample
+    if tokenizer is None:
+        raise CrossFLError("the dataset holds text, and the model has no tokenizer to read it")
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     prompt = start + (_ids(sample.prompt, tokenizer) if sample.prompt else [])
@@ -106,7 +141,7 @@ def _txt(path: Path) -> list[Sample]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise CrossFLError(f"{path} is not UTF-8 text: {error}") from None
-    return [Sample(None, line) for line in lines if line.strip()]
+    return [Text(None, line) for line in lines if line.strip()]
 
 
 def _jsonl(path: Path) -> list[Sample]:
@@ -155,12 +190,33 @@ def _saved(path: Path, split: Split) -> tuple[list[Sample], bool]:
 
 
 def _sample(row: Any, where: str) -> Sample:
-    for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
-        if isinstance(row, dict) and text in row and (prompt is None or prompt in row):
-            values = (row[text],) if prompt is None else (row[text], row[prompt])
-            if all(isinstance(value, str) for value in values):
-                return Sample(None if prompt is None else row[prompt], row[text])
+    if isinstance(row, dict):
+        task = None if row.get("task") is None else str(row["task"])
+        if task is not None:
+            check_name(f"{where}: task", task)
+        if {"pixels", "label"} <= set(row):
+            return _image(row, task, where)
+        for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
+            if text in row and (prompt is None or prompt in row):
+                values = (row[text],) if prompt is None else (row[text], row[prompt])
+                if all(isinstance(value, str) for value in values):
+                    return Text(None if prompt is None else row[prompt], row[text], task)
     raise CrossFLError(
         f"{where}: a sample has 'text', or 'prompt' and 'completion', or 'input' and 'output', "
-        "each a string"
+        "each a string, or 'pixels' and 'label'"
     )
+
+
+def _image(row: dict[str, Any], task: str | None, where: str) -> Image:
+    import numpy as np
+
+    try:
+        pixels = np.asarray(row["pixels"], np.float32)
+    except (TypeError, ValueError):
+        pixels = np.empty(0, np.float32)
+    label = row["label"]
+    if pixels.ndim != 3 or not pixels.size or not np.isfinite(pixels).all():
+        raise CrossFLError(f"{where}: 'pixels' are finite numbers, [channels][height][width]")
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        raise CrossFLError(f"{where}: 'label' is the number of a class, 0 or more")
+    return Image(pixels, label, task)

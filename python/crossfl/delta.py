@@ -83,6 +83,11 @@ class Delta:
         raise CrossFLError(f"tensor {name!r} is missing")
 
 
+def file_name(weights: str) -> str:
+    """The name of the delta of a file of weights: `model-00001-of-00002…` is `delta-00001-of…`."""
+    return "delta" + weights.partition("model")[2]
+
+
 def write(
     path: Path, delta: Mapping[str, Tensor], coding: Encoding, residual: Path | None = None
 ) -> str:

@@ -16,6 +16,8 @@ import yaml
 from crossfl.errors import CrossFLError
 
 VM = "vm"
+WAYS = ("venv", "container")
+"""Settings that say where crossfl is installed, one of which is given; each ends its job script."""
 MARK = "made by 'crossfl bind'"
 PLACEHOLDER = re.compile(r"<([a-z_]+)>")
 SAFE = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -41,6 +43,7 @@ SETTINGS = {
         "PBS resources of one node, like ncpus=64:ngpus=4",
         re.compile(rf"[a-z_]+={SAFE}(:[a-z_]+={SAFE})*"),
     ),
+    "container": Setting("Apptainer image with crossfl at the facility, absolute", ABSOLUTE),
     "cpus": Setting("CPU cores of each rank", COUNT),
     "data": Setting("folder of the datasets at the facility, absolute", ABSOLUTE),
     "filesystems": Setting(
@@ -74,6 +77,7 @@ class Environment:
     name: str
     deployments: Mapping[str, Any]
     script: str
+    endings: Mapping[str, str]
     defaults: Mapping[str, str | None]
 
     @classmethod
@@ -96,16 +100,19 @@ class Environment:
         # Directives come before commands, hence the header; what ends every job comes last.
         parts = [root / base / "header.sh", root / name / "train.sh", root / "footer.sh"]
         has_script = (root / name / "train.sh").is_file()
+        endings = {way: (root / f"{way}.sh").read_text() for way in WAYS} if has_script else {}
         return cls(
             name=name,
             deployments=parent["deployments"],
             script="".join(p.read_text() for p in parts if p.is_file()) if has_script else "",
+            endings=endings,
             defaults={k: None if v is None else str(v) for k, v in defaults.items()},
         )
 
     def placeholders(self) -> list[str]:
         """The settings that it uses, sorted."""
-        return sorted({*PLACEHOLDER.findall(yaml.safe_dump(self.deployments) + self.script)})
+        texts = (yaml.safe_dump(self.deployments), self.script, *self.endings.values())
+        return sorted({name for text in texts for name in PLACEHOLDER.findall(text)})
 
 
 @dataclass(kw_only=True)
@@ -127,6 +134,9 @@ class Place:
         needs_no_data = {"data": None, "folder": None} if facility is None else {}
         values = {**environment.defaults, **needs_no_data, **self.settings, **built_in}
         used = [name for name in environment.placeholders() if name not in built_in]
+        chosen = [way for way in WAYS if values.get(way) is not None]
+        values |= {way: None for way in WAYS if chosen and way not in chosen}
+        values.setdefault("container", None)
         problems = [
             f"{self.name}.{name} is unknown; {environment.name} has {', '.join(used)}"
             for name in sorted(set(self.settings) - set(used))
@@ -139,6 +149,13 @@ class Place:
                 problems.append(
                     f"{self.name}.{name} is {value!r}: {means}, of the form {form.pattern}"
                 )
+        if len(chosen) > 1:
+            problems.append(f"{self.name} has {' and '.join(chosen)}: give one of them")
+        if values["container"] is not None and values.get("nodes", "1") != "1":
+            problems.append(
+                f"{self.name}.nodes is {values['nodes']}: jobs in a container have one node; "
+                "give `venv` instead for more"
+            )
         if problems:
             raise CrossFLError("\n  ".join(problems))
         return values
@@ -160,9 +177,10 @@ def fill(node: Any, values: Mapping[str, str | None]) -> Any:
 
 def script(place: Place, environment: Environment, values: Mapping[str, str | None]) -> str:
     """The job script of a place; lines without a value are left out."""
+    way = next(way for way in WAYS if values[way] is not None)
     lines = (
         PLACEHOLDER.sub(lambda match: str(values[match[1]]), line)
-        for line in environment.script.splitlines(keepends=True)
+        for line in (environment.script + environment.endings[way]).splitlines(keepends=True)
         if all(values[name] is not None for name in PLACEHOLDER.findall(line))
     )
     heading = f"#!/bin/bash -l\n# The jobs of {place.name}, {MARK} from {environment.name}.\n"

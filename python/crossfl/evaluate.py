@@ -1,4 +1,4 @@
-"""Measure the global model on a facility's validation data: loss, perplexity, exact match."""
+"""Measure the global model on a facility's validation data: losses, and what it writes."""
 
 import argparse
 import time
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossfl import data, outputs, site
+from crossfl import data, metrics, outputs, site
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
 from crossfl.train import add_failure_flag, check_base, reason_of
@@ -19,9 +19,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """The evaluation as one JSON-ready record. No sample of the facility is in it.
 
-    Where samples have a prompt, exact match is the share of completions the model writes,
-    greedily, exactly as they are in the data; it takes most of the time, and `match=False` leaves
-    it out. The completions recorded are those of `prompts`, which the job file names.
+    Where samples have a prompt, the model completes it, greedily. Exact match is the share of
+    completions that are, character by character, those in the data; each task has the scores of
+    its own metric besides (`crossfl.metrics`). Writing takes most of the time, and `match=False`
+    leaves it out. The completions recorded are those of `prompts`, which the job file names.
 
     Raises:
         CrossFLError: this is not the task's facility, or model or dataset are unfit.
@@ -32,29 +33,37 @@ def evaluate(
         progress("load")
         check_base(model, task)
         samples = data.read(folder, "valid")[: training.validation_samples]
+        kinds = metrics.metrics_of({s.task for s in samples}, metrics.declared(folder))
 
         # They build models: what is cheap to refuse has been refused before.
-        from crossfl.model import accelerator, complete, load, validate
+        from crossfl.model import check_samples, complete, load, validate
+        from crossfl.parallel import Parallel
 
         network, tokenizer = load(model, training)
-        network = accelerator(training).prepare(network)
-        metrics: dict[str, Any] = validate(network, tokenizer, samples, training)
-        metrics["samples"] = len(samples)
-        prompted = [(s.prompt, s.text) for s in samples if s.prompt is not None]
-        if match and prompted:
+        check_samples(network, samples)
+        parallel = Parallel(training)
+        network = parallel.spread(network)
+        measured = validate(network, tokenizer, samples, training, parallel)
+        measured["samples"] = len(samples)
+        texts = [s for s in samples if isinstance(s, data.Text)]
+        prompted = [(s.prompt, s) for s in texts if s.prompt is not None]
+        if match and prompted and tokenizer:
             written = complete(network, tokenizer, [p for p, _ in prompted], training)
-            pairs = zip(written, prompted, strict=True)
-            right = sum(answer.strip() == text.strip() for answer, (_, text) in pairs)
-            metrics["exact_match"] = right / len(prompted)
-        completions = complete(network, tokenizer, prompts, training) if prompts else []
+            pairs = list(zip(written, [s for _, s in prompted], strict=True))
+            right = sum(answer.strip() == sample.text.strip() for answer, sample in pairs)
+            measured["exact_match"] = right / len(prompted)
+            for name, metric in kinds.items():
+                if own := [(answer, s.text) for answer, s in pairs if s.task == name]:
+                    measured["tasks"][name] |= metrics.score(metric, own)
+        completions = complete(network, tokenizer, prompts, training) if tokenizer else []
         seconds = time.monotonic() - begun
-        matched = metrics.get("exact_match")
-        message = "" if matched is None else f"exact match {matched:.3f}"
-        progress("evaluated", loss=metrics["loss"], seconds=seconds, message=message)
+        shares = {n: measured[n] for n in ("exact_match", "accuracy") if n in measured}
+        message = ", ".join(f"{n.replace('_', ' ')} {value:.3f}" for n, value in shares.items())
+        progress("evaluated", loss=measured["loss"], seconds=seconds, message=message)
         return _record(task, "complete", None) | {
-            "metrics": metrics,
+            "metrics": measured,
             "completions": [
-                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)
+                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=False)
             ],
             "seconds": round(seconds, 3),
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfl import journal, manifest, outputs, strategies
-from crossfl.checkpoint import Tensors
+from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import (
@@ -20,17 +20,19 @@ from crossfl.records import (
     Aggregation,
     Facility,
     Retention,
-    Training,
     add_flags,
     from_flags,
     from_words,
 )
 from crossfl.state import HISTORY, MASTER, ServerState
 from crossfl.state import STATE as STATE_FILE
+from crossfl.stream import pieces
 from crossfl.tensorfile import Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def initialise(
@@ -71,16 +73,19 @@ def initialise(
             _copy_model(model, directory)
         elif config is not None:
             _random_model(config, seed, directory)
-        loaded = _tokenizer(tokenizer, model)
-        vocabulary = _vocabulary(directory / "config.json")
-        if len(loaded) > vocabulary:
-            raise CrossFLError(
-                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is {vocabulary}: "
-                "take the model's own tokenizer, or raise vocab_size in config.json"
-            )
-        loaded.save_pretrained(directory)
-        described = manifest.write(directory, "model", {"round": 0})
+        if (vocabulary := _vocabulary(directory / "config.json")) is not None:
+            loaded = _tokenizer(tokenizer, model)
+            if len(loaded) > vocabulary:
+                raise CrossFLError(
+                    f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+                    f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
+                    "config.json"
+                )
+            loaded.save_pretrained(directory)
         sums = start(Tensors.of_model(directory), aggregation, memory)
+        if aggregation.broadcast != "own":
+            convert(directory, FORMATS[aggregation.broadcast])
+        described = manifest.write(directory, "model", {"round": 0})
         ServerState(
             rounds=rounds,
             seed=seed,
@@ -109,17 +114,19 @@ def _copy_model(model: Path, directory: Path) -> None:
 
 
 def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoConfig
 
-    logging.disable_progress_bar()
+    from crossfl.model import kind_of
+
     try:
         values = json.loads(config.read_text())
         settings = AutoConfig.for_model(**values)
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(settings)
+        network = kind_of(settings).from_config(settings)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CrossFLError(f"{config} does not describe a causal language model: {error}") from None
+        raise CrossFLError(
+            f"{config} describes neither a causal language model nor an image classifier: {error}"
+        ) from None
     network.save_pretrained(directory)
 
 
@@ -163,8 +170,40 @@ def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, 
     return sums
 
 
-def _vocabulary(config: Path) -> int:
+def convert(directory: Path, dtype: torch.dtype) -> None:
+    """Round the floating-point weights of a model directory to a dtype, and say so in its files."""
+    total = 0
+    for file in Tensors.of_model(directory).files:
+        layout = {
+            name: (dtype if entry.dtype.is_floating_point else entry.dtype, entry.shape)
+            for name, entry in file.entries.items()
+        }
+        partial = file.path.with_suffix(".partial")
+        with Writer(partial, layout) as writer:
+            for piece in pieces(file):
+                values = file.span(piece.name, piece.start, piece.count)
+                writer.write(values.to(layout[piece.name][0]))
+        partial.rename(file.path)
+        total += sum(torch.Size(shape).numel() * kind.itemsize for kind, shape in layout.values())
+    for name, key, value in (
+        ("config.json", "dtype", str(dtype).removeprefix("torch.")),
+        (INDEX, "metadata", {"total_size": total}),
+    ):
+        if (directory / name).is_file():
+            outputs.write_json(
+                directory / name, json.loads((directory / name).read_text()) | {key: value}
+            )
+
+
+def _vocabulary(config: Path) -> int | None:
+    """Tokens that the model knows; an image classifier knows none."""
+    from transformers import AutoConfig
+
+    from crossfl.model import classifies_images
+
     values: dict[str, Any] = json.loads(config.read_text())
+    if classifies_images(AutoConfig.for_model(**values)):
+        return None
     try:
         return int(values["vocab_size"])
     except (KeyError, TypeError, ValueError):
@@ -236,7 +275,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a facility, as for plan; this and what follows is compared with the journal only",
     )
     parser.add_argument("--local-steps", type=int, help="optimizer steps per facility and round")
-    add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -276,7 +314,6 @@ def _open(place: Path, args: argparse.Namespace, aggregation: Aggregation) -> jo
         "rounds": args.rounds,
         "local_steps": args.local_steps,
         "facilities": {f.name: f.asdict() | {"skips": list(f.skips)} for f in facilities},
-        "training": from_flags(args, Training).asdict(),
         "aggregation": aggregation.asdict(),
     }
     return journal.find(place, configuration) or journal.begin(place, configuration)

@@ -5,8 +5,10 @@ to `srun --ntasks-per-node=4`, `mpiexec -n 8 --ppn 4` or `torchrun --nproc-per-n
 runs that launcher on itself, and each of the processes it starts is one rank.
 """
 
+import functools
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crossfl import progress
+from crossfl.budget import Notice
 from crossfl.errors import CrossFLError
 
 LAUNCHER = "CROSSFL_LAUNCHER"
@@ -42,8 +45,16 @@ def is_rank() -> bool:
     return LAUNCHED in os.environ
 
 
-def ranks(arguments: Sequence[str]) -> None:
+def is_follower() -> bool:
+    """Whether this process is a rank that leaves writing to the first one."""
+    return is_rank() and os.environ.get("RANK") != "0"
+
+
+def ranks(arguments: Sequence[str], notice: Notice) -> None:
     """Run `crossfl` with these arguments under the launcher, and wait for it.
+
+    An order to stop is passed on to the ranks through the launcher: as SIGUSR1, which srun and
+    mpiexec forward and survive, or as SIGTERM, the one that torchrun forwards.
 
     Raises:
         CrossFLError: the launcher cannot be started, or a rank failed; it has said why.
@@ -54,10 +65,14 @@ def ranks(arguments: Sequence[str]) -> None:
     address = {"MASTER_ADDR": first_node(os.environ), "MASTER_PORT": str(free_port())}
     environment = {**address, **os.environ, LAUNCHED: "1"}
     try:
-        status = subprocess.run(command, env=environment).returncode
+        process = subprocess.Popen(command, env=environment)
     except OSError as error:
         raise CrossFLError(f"{LAUNCHER}: {launcher[0]} cannot be started: {error}") from None
-    if status != 0:
+    number = signal.SIGUSR1 if python else signal.SIGTERM
+    notice.passed_on = functools.partial(process.send_signal, number)
+    if notice.received:
+        notice.passed_on()
+    if (status := process.wait()) != 0:
         raise CrossFLError(f"{shlex.join(launcher)} ended with {status}: its output says why")
 
 
@@ -80,12 +95,16 @@ def join() -> None:
 
 
 def first_node(environment: Mapping[str, str]) -> str:
-    """Where rank 0 runs: the first of the job's nodes; on a single one, no name is looked up."""
+    """Where rank 0 runs: the first of the job's nodes; on a single one, no name is looked up.
+
+    In a container, where jobs have one node, there may be neither `scontrol` nor the node file.
+    """
     hosts: list[str] = []
-    if nodes := environment.get("SLURM_JOB_NODELIST"):
+    nodes = environment.get("SLURM_JOB_NODELIST")
+    if nodes and environment.get("SLURM_JOB_NUM_NODES") != "1":
         command = ["scontrol", "show", "hostnames", nodes]
         hosts = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    elif path := environment.get("PBS_NODEFILE"):
+    elif (path := environment.get("PBS_NODEFILE")) and Path(path).is_file():
         hosts = Path(path).read_text().split()
     return hosts[0] if len(set(hosts)) > 1 else "127.0.0.1"
 

@@ -144,7 +144,49 @@ class Training(Record):
         "Largest norm of the gradient; 0 never clips. Default 1.0.", 1.0, least=0
     )
     precision: Literal["fp32", "bf16"] = option(
-        "Arithmetic of forward and backward pass. Default fp32.", "fp32"
+        "Arithmetic of forward and backward pass; weights and optimizer are fp32. Default fp32.",
+        "fp32",
+    )
+    micro_batch: int | None = option(
+        "Rows of one forward pass on each rank; unset, its whole share of the batch.",
+        None,
+        least=1,
+    )
+    batching: Literal["padded", "packed"] = option(
+        "A sample in each row, or as many as fit, which do not see each other. Default padded.",
+        "padded",
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = option(
+        "How attention is computed; auto is the best the model has. Default auto.", "auto"
+    )
+    activations: Literal["keep", "recompute"] = option(
+        "Whether activations are kept for the backward pass or computed again. Default keep.",
+        "keep",
+    )
+    execution: Literal["eager", "compiled"] = option(
+        "Whether the model runs as written or through torch.compile. Default eager.", "eager"
+    )
+    sharding: Literal["none", "fsdp"] = option(
+        "Whether each rank holds the whole model or a shard of it. Default none.", "none"
+    )
+    local_optimizer: Literal["reset", "keep"] = option(
+        "Whether the optimizer starts anew in each round or stays, at the facility. Default reset.",
+        "reset",
+    )
+    max_seconds: float | None = option(
+        "Longest training in a round, in seconds; what was done till then is delivered.",
+        None,
+        least=0,
+    )
+    reserve_seconds: float = option(
+        "Seconds before the end of its job at which training stops, to deliver. Default 120.0.",
+        120.0,
+        least=0,
+    )
+    checkpoint_steps: int | None = option(
+        "Steps between checkpoints kept at the facility for a job that is run again; unset, none.",
+        None,
+        least=1,
     )
     proximal_mu: float = option(
         "Weight of FedProx's pull towards the global model; 0 is none. Default 0.0.", 0.0, least=0
@@ -176,6 +218,10 @@ class Aggregation(Record):
     combination: Literal[
         "mean", "fednova", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"
     ] = option("How the deltas of a round become one. Default mean.", "mean")
+    broadcast: Literal["own", "fp32", "bf16"] = option(
+        "Number format in which the global model travels; own is that of its files. Default own.",
+        "own",
+    )
     weighting: Literal["tokens", "samples", "steps", "equal"] = option(
         "What a facility's weight is proportional to. Default tokens.", "tokens"
     )

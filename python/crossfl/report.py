@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from crossfl import __version__, journal, outputs, plots
@@ -14,24 +15,30 @@ from crossfl.state import HISTORY, ServerState
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
-METRICS = ("loss", "perplexity", "tokens")
+COMPARISON = "comparison.json"
+FEDERATED, POOLED = "federated", "pooled"
+"""Arms of a comparison; each other one is of the facility whose name it has, alone."""
+METRICS = ("loss", "tokens")
 COMPLETION = ("prompt", "completion")
 
 
-def report(state: Path, evaluations: Sequence[Path], out: Path) -> None:
+def report(
+    state: Path, evaluations: Sequence[Path], out: Path, comparison: Path | None = None
+) -> None:
     """Write `history.jsonl`, `evaluation.json` and `report.html` into `out`.
 
     Everything is read and rendered before the first file is written. The same input gives the same
-    bytes.
+    bytes. With the comparison that `crossfl compare` made, the page also says how the facilities
+    fare alone.
 
     Raises:
-        CrossFLError: the state or an evaluation is damaged, an evaluation is of another model, or
-            two are of one facility; nothing was written.
+        CrossFLError: the state, an evaluation or the comparison is damaged, an evaluation is of
+            another model, or two are of one facility; nothing was written.
     """
     server = ServerState.load(state)
     history = (state / HISTORY).read_bytes()
     evaluation = merge(server, evaluations)
-    page = render(server, evaluation)
+    page = render(server, evaluation, alone(comparison) if comparison else {})
     outputs.write_bytes(out / HISTORY, history)
     outputs.write_json(out / EVALUATION, evaluation)
     outputs.write_bytes(out / REPORT, page.encode("utf-8", "replace"))
@@ -66,7 +73,56 @@ def mean_loss(evaluation: dict[str, Any]) -> float | None:
     return sum(losses) / len(losses) if losses else None
 
 
-def render(state: ServerState, evaluation: dict[str, Any]) -> str:
+def alone(comparison: Path) -> dict[str, dict[str, float]]:
+    """The loss of each facility's model that was trained alone, at every facility.
+
+    Raises:
+        CrossFLError: the file is no comparison.
+    """
+    try:
+        arms = json.loads(comparison.read_text("utf-8"))
+        return {
+            arm: {at: float(metrics["loss"]) for at, metrics in outcome["final"].items()}
+            for arm, outcome in arms.items()
+            if arm not in (FEDERATED, POOLED)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CrossFLError(
+            f"{comparison} is not a comparison made by crossfl compare: {error!r}"
+        ) from None
+
+
+def benefit(
+    state: ServerState, evaluation: dict[str, Any], others: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What the federation is worth to each facility: losses (nats per token) of several models.
+
+    On the facility's own validation data, those of the `local` model of the last round, of the
+    `final` global one and of the one trained `alone`; and the mean over the data of all facilities
+    of the final one, `final_all`, and of the one alone, `alone_all`. What is not known is not
+    there.
+    """
+    final = {
+        f: r["metrics"]["loss"] for f, r in evaluation["facilities"].items() if r.get("metrics")
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, loss in final.items():
+        losses = {"final": loss}
+        if state.history and (last := state.history[-1]["facilities"].get(name, {}).get("metrics")):
+            losses |= {"local": last["local"]["loss"]} if "local" in last else {}
+        if set(final) <= set(others.get(name, ())):
+            losses["alone"] = others[name][name]
+            losses["alone_all"] = sum(others[name][at] for at in final) / len(final)
+            losses["final_all"] = sum(final.values()) / len(final)
+        found[name] = losses
+    return found
+
+
+def render(
+    state: ServerState,
+    evaluation: dict[str, Any],
+    others: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> str:
     """The page; needs neither network nor script to be read."""
     from jinja2 import ChainableUndefined, Environment
     from markupsafe import Markup
@@ -85,12 +141,23 @@ def render(state: ServerState, evaluation: dict[str, Any]) -> str:
         evaluation=evaluation,
         completions=completions(evaluation),
         mean_loss=mean_loss(evaluation),
+        benefit=benefit(state, evaluation, others),
+        tasks=tasks(evaluation),
         totals={name: _total(each) for name, each in updates.items()},
         total=_total([update for each in updates.values() for update in each]),
         keys={name: plots.key(i) for i, name in enumerate(names)},
         phases=plots.PHASES,
         plots={n: Markup(svg) for n, svg in plots.draw(state, evaluation, names)},  # noqa: S704
     )
+
+
+def tasks(evaluation: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
+    """Facility, task and metrics, for each task of each facility."""
+    return [
+        (facility, task, metrics)
+        for facility, record in evaluation["facilities"].items()
+        for task, metrics in (record.get("metrics") or {}).get("tasks", {}).items()
+    ]
 
 
 def _total(updates: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -152,9 +219,14 @@ def _check(record: dict[str, Any], path: Path) -> None:
         raise KeyError(*missing)
     if record["status"] != "absent" or record.get("metrics"):
         metrics = record["metrics"]
-        numbers = all(isinstance(value, int | float) for value in metrics.values())
-        if not numbers or not set(METRICS) <= set(metrics):
+        named = metrics.get("tasks", {})
+        for each in ({k: v for k, v in metrics.items() if k != "tasks"}, *named.values()):
+            if not all(isinstance(value, int | float) for value in each.values()):
+                raise TypeError
+        if not set(METRICS) <= set(metrics):
             raise TypeError
+        for task in named:
+            check_name(f"the task in {path},", task)
         if not all(isinstance(c[k], str) for c in record["completions"] for k in COMPLETION):
             raise TypeError
 
@@ -171,12 +243,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="evaluation of one facility (file; repeat for each)",
     )
+    parser.add_argument(
+        "--comparison", type=Path, help="comparison.json, for how each facility fares alone"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
     """Write `history`, `evaluation` and `report` for the engine, and say how it went."""
     here = args.outdir
-    report(args.state, args.evaluation, here)
+    report(args.state, args.evaluation, here, args.comparison)
     state = ServerState.load(args.state)
     if state.run and (place := journal.here()):
         journal.Run.load(place / state.run).save(finished=True)
@@ -198,5 +273,8 @@ def _summary(facility: str, record: dict[str, Any]) -> str:
     metrics = record.get("metrics")
     if not metrics:
         return shown(f"{facility} {record['status']}: {record.get('reason')}")
-    matched = f", exact match {metrics['exact_match']:.3f}" if "exact_match" in metrics else ""
-    return f"{facility} loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.4g}{matched}"
+    said = [f"{facility} loss {metrics['loss']:.4f}"]
+    for name, form in (("perplexity", ".4g"), ("accuracy", ".3f"), ("exact_match", ".3f")):
+        if name in metrics:
+            said.append(f"{name.replace('_', ' ')} {metrics[name]:{form}}")
+    return ", ".join(said)

@@ -1,14 +1,16 @@
 """Where a step runs: which facility this is, where its data lies, how long its job queued."""
 
 import base64
+import contextlib
 import json
 import os
 import re
 import subprocess
 import threading
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from crossfl.errors import CrossFLError
 from crossfl.records import Task
@@ -90,7 +92,7 @@ def state_root(task: Task) -> Path:
     if not root:
         raise CrossFLError(
             f"{STATE} is not set at {task.facility}: point it at a folder that outlives a job, "
-            "for what an encoding with error feedback (int8, int4, topk) has to keep"
+            "for what is kept there: residuals (int8, int4, topk), optimizer state, checkpoints"
         )
     return Path(root, task.facility)
 
@@ -116,24 +118,56 @@ def resolve(name: str, root: Path) -> Path:
 
 def seconds_in_queue() -> float:
     """Seconds between submission and start of this job by its scheduler's clock; 0 without one."""
+    times = _times()
+    if times.submitted is None or times.started is None:
+        return 0.0
+    return max(0.0, (times.started - times.submitted).total_seconds())
+
+
+def job_end() -> float | None:
+    """When the scheduler will end this job, in seconds since 1970; None if it does not say."""
+    if stated := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(stated) if stated.isdecimal() else None
+    end = _times().end
+    return None if end is None else end.timestamp()
+
+
+class Times(NamedTuple):
+    """What a scheduler says of a job, on its own clock and in its own time zone."""
+
+    submitted: datetime | None = None
+    started: datetime | None = None
+    end: datetime | None = None
+
+
+def _times() -> Times:
     if job := os.environ.get("SLURM_JOB_ID"):
         shown = _output("scontrol", "show", "job", "--oneliner", job)
-        times = dict(re.findall(r"(SubmitTime|StartTime)=(\S+)", shown))
-        try:
-            submit, start = (datetime.fromisoformat(times[k]) for k in ("SubmitTime", "StartTime"))
-        except (KeyError, ValueError):
-            return 0.0
-        return max(0.0, (start - submit).total_seconds())
+        said = dict(re.findall(r"(SubmitTime|StartTime|EndTime)=(\S+)", shown))
+        return Times(*(_date(said.get(k)) for k in ("SubmitTime", "StartTime", "EndTime")))
     if job := os.environ.get("PBS_JOBID"):
         try:
             entry = json.loads(_output("qstat", "-f", "-F", "json", job))["Jobs"][job]
-            submit, start = (
-                datetime.strptime(entry[k], "%a %b %d %H:%M:%S %Y") for k in ("ctime", "stime")
-            )
         except (KeyError, ValueError):
-            return 0.0
-        return max(0.0, (start - submit).total_seconds())
-    return 0.0
+            return Times()
+        submitted, started = _date(entry.get("ctime")), _date(entry.get("stime"))
+        limit = re.fullmatch(
+            r"(\d+):(\d+):(\d+)", str(entry.get("Resource_List", {}).get("walltime"))
+        )
+        if started is None or limit is None:
+            return Times(submitted, started)
+        hours, minutes, seconds = map(int, limit.groups())
+        length = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        return Times(submitted, started, started + length)
+    return Times()
+
+
+def _date(text: object) -> datetime | None:
+    """A date as Slurm (ISO 8601) or PBS (like `date`) writes it; None for any other word."""
+    for pattern in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(str(text), pattern)
+    return None
 
 
 def _output(*command: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from crossfl.encoding import CELL
 from crossfl.tensorfile import TensorFile
@@ -18,13 +20,10 @@ from crossfl.tensorfile import TensorFile
 T = TypeVar("T")
 R = TypeVar("R")
 
-PIECE = 2 * CELL
-"""Elements of a piece, unless the caller says otherwise; a multiple of `CELL`, and small enough for
-the memory of one piece to serve the next without a visit to the kernel."""
+PIECE = 4 * CELL
+"""Elements of a piece, unless the caller says otherwise; a multiple of `CELL`."""
 SEGMENT = 1 << 22
 """Bytes of a file that one thread hashes before it turns to something else."""
-BUFFER = 1 << 18
-"""Bytes that are read at a time to be hashed: little enough to stay in a core's own cache."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,31 @@ def walk(
         yield first, future.result()
 
 
+class Buffers:
+    """Memory that pieces leave to those after them: what the kernel gives anew, it clears first.
+
+    Args:
+        size: elements of each tensor.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: dict[torch.dtype, list[Tensor]] = {}
+
+    def take(self, dtype: torch.dtype) -> Tensor:
+        """A flat tensor of `size` elements, with whatever is in it."""
+        free = self._free.setdefault(dtype, [])
+        try:
+            return free.pop()
+        except IndexError:
+            return torch.empty(self._size, dtype=dtype)
+
+    def give(self, tensors: Iterable[Tensor]) -> None:
+        """Take back what was handed out, to be handed out again."""
+        for tensor in tensors:
+            self._free[tensor.dtype].append(tensor)
+
+
 class Checksums:
     """sha256 of files, computed in step with a walk over them, so that disks are read once.
 
@@ -89,6 +113,7 @@ class Checksums:
     def __init__(self, pool: ThreadPoolExecutor, files: Mapping[Path, int]) -> None:
         self._pool, self._files = pool, files
         self._hashes = {path: hashlib.sha256() for path in files}
+        self._contents = {path: _mapped(path) for path, size in files.items() if size}
         self._reached = dict.fromkeys(files, 0)
         self._last: dict[Path, Future[None]] = {}
 
@@ -119,12 +144,9 @@ class Checksums:
     def _hash(self, path: Path, begin: int, end: int, before: Future[None] | None) -> None:
         if before is not None:
             before.result()  # the pool starts what it is given in order, so this one is running
-        buffer = memoryview(bytearray(min(BUFFER, end - begin)))
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(begin)
-            while begin < end:
-                count = stream.readinto(buffer[: end - begin])
-                if not count:
-                    raise OSError(f"{path} became shorter while it was read")
-                self._hashes[path].update(buffer[:count])
-                begin += count
+        self._hashes[path].update(self._contents[path][begin:end])
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

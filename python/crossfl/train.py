@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfl import launch, manifest, outputs, signature, site
+from crossfl.budget import Notice
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
@@ -16,15 +17,20 @@ from crossfl.records import Task, Training, add_flags, from_flags
 UPDATE = "update"
 
 
-def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, Any]:
+def train(
+    model: Path, task: Task, training: Training, out: Path, notice: Notice | None = None
+) -> dict[str, Any]:
     """Write `out/update`: the delta (local minus global weights) and the manifest returned.
 
-    First the received model is measured on the facility's validation split, in the same job: on a
-    queue, a job of its own would cost another wait. Of several ranks, the first one writes; the
-    others return nothing.
+    The received model, and the local one it has become after training, are measured on the
+    facility's validation split in the same job: on a queue, a job of its own would cost another
+    wait. Of several ranks, the first one writes; the others return nothing. Where time runs out
+    (`crossfl.budget`), the update is partial, with the number of steps that were done, and the
+    local model is not measured.
 
     Raises:
-        CrossFLError: this is not the task's facility, or model or dataset are unfit.
+        CrossFLError: this is not the task's facility, model or dataset are unfit, or there was no
+            time for a single step.
     """
     manifest.check_vacant(out / UPDATE)
     if task.local_steps < 1:
@@ -42,19 +48,28 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):
-            trained = trainer.train(progress)
+            trained = trainer.train(progress, notice or Notice())
+        status = "complete" if trained.reason is None else "partial"
+        reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
+        local: dict[str, Any] = {}
+        if reason is None:
+            with clock("evaluate"):
+                local = trainer.validate()
         if not trainer.leads:
+            trainer.save_delta(model, out)
+            trainer.keep()
             return {}
-        rate = trained.tokens / max(clock.seconds["train"], 1e-9)
+        rate = trained.tokens / max(trained.seconds, 1e-9)
         with manifest.publish(out / UPDATE) as directory:
             with clock("save"):
                 size = trainer.save_delta(model, directory)
+                trainer.keep()
             clock.seconds["queue"] = site.seconds_in_queue()
             written = manifest.write(
                 directory,
                 "update",
                 {
-                    **_heading(task, "complete", None),
+                    **_heading(task, status, reason),
                     "tokens": trained.tokens,
                     "samples": trained.samples,
                     "steps": trained.steps,
@@ -62,6 +77,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
                     "seconds": {phase: round(s, 3) for phase, s in clock.seconds.items()},
                     "metrics": {
                         "validation": validation,
+                        "local": local,
                         "training": {
                             "first_loss": trained.losses[0],
                             "last_loss": trained.losses[-1],
@@ -71,6 +87,7 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
                 },
             )
             signature.sign(directory)
+        trainer.forget()
         progress(
             "trained",
             step=trained.steps,
@@ -78,7 +95,8 @@ def train(model: Path, task: Task, training: Training, out: Path) -> dict[str, A
             loss=trained.losses[-1],
             tokens_per_second=rate,
             seconds=sum(clock.seconds.values()),
-            message=f"validation loss {validation['loss']:.4f}",
+            message=f"validation loss {validation['loss']:.4f}"
+            + (f", then {local['loss']:.4f}" if reason is None else f", partial: {reason}"),
         )
         return written
 
@@ -123,7 +141,7 @@ class Clock:
         """Time what is done inside."""
         begun = time.monotonic()
         yield
-        self.seconds[phase] = time.monotonic() - begun
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
 
 
 def check_base(model: Path, task: Task) -> None:
@@ -168,16 +186,21 @@ def reason_of(error: Exception, policy: str) -> str:
 def main(args: argparse.Namespace) -> None:
     """Write `update` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
+    notice = Notice().listen()
     if launch.is_rank():
         launch.join()
-        train(args.global_model, task, training, args.outdir)
-        return
     try:
         site.check_present()
         if launch.is_wanted():
-            launch.ranks(args.words)
+            launch.ranks(args.words, notice)
         else:
-            train(args.global_model, task, training, args.outdir)
+            train(args.global_model, task, training, args.outdir, notice)
     except Exception as error:
-        absent(task, reason_of(error, args.on_failure), args.outdir)
-    outputs.write(args.outdir, update=args.outdir / UPDATE)
+        # A launcher may fail, for a signal or a rank that ends badly, after all was delivered.
+        if not (args.outdir / UPDATE).exists():
+            reason = reason_of(error, args.on_failure)
+            if launch.is_follower():
+                raise
+            absent(task, reason, args.outdir)
+    if not launch.is_rank():
+        outputs.write(args.outdir, update=args.outdir / UPDATE)

@@ -1,123 +1,143 @@
-"""The training loop of one round at one facility, on accelerate: one process or many ranks."""
+"""The training loop of one round at one facility: one process or many ranks."""
 
 import contextlib
 import math
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from crossfl import data, delta, encoding
+from crossfl.batch import Batch, Row, batch_of, pack
+from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
 from crossfl.delta import Difference
 from crossfl.errors import CrossFLError
-from crossfl.model import accelerator, batch_of, load, summed_loss, validate
+from crossfl.memory import Memory
+from crossfl.model import check_samples, load, summed_loss, validate
+from crossfl.noise import GradientNoise
+from crossfl.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
+from crossfl.parallel import Parallel, full, norm, placed
+from crossfl.plan import derive_seed
 from crossfl.progress import Progress
 from crossfl.records import Task, Training
 from crossfl.residual import Residual
+from crossfl.savepoint import Savepoint
+from crossfl.tensorfile import TensorFile
+
+KEPT = "kept.safetensors"
+ROUNDING = "rounding//"
+"""Before the name of a parameter: what fp32 lost of its delta."""
 
 
 @dataclass
 class Trained:
-    """What was done: optimizer steps, samples, tokens that counted in the loss, loss per step."""
+    """What was done in the round, over all attempts of its job."""
 
     steps: int = 0
+    """Optimizer steps."""
     samples: int = 0
     tokens: int = 0
+    """Tokens that counted in the loss."""
+    read: int = 0
+    """Tokens that went through the model, with those of prompts, without padding."""
     losses: list[float] = field(default_factory=list)
+    """Mean loss of each step in nats per token."""
+    noise: GradientNoise = field(default_factory=GradientNoise)
+    seconds: float = 0.0
+    reason: str | None = None
+    """Why it ended before the last step; None where it did not."""
 
 
 class Trainer:
     """Model, data and optimizer of one task."""
 
     def __init__(self, model: Path, dataset: Path, task: Task, training: Training) -> None:
-        self._accelerator = accelerator(training)
-        if training.batch_size % self._accelerator.num_processes:
+        self._parallel = Parallel(training)
+        if training.batch_size % self._parallel.number:
             raise CrossFLError(
                 f"training.batch_size is {training.batch_size}: it must be a multiple of the "
-                f"{self._accelerator.num_processes} ranks"
+                f"{self._parallel.number} ranks"
             )
         self._task, self._training = task, training
         self._coding = encoding.of(training.encoding, training.kept)
         self._residual = Residual(task) if self._coding.lossy else None
+        keeps = training.local_optimizer == "keep"
+        self._memory = Memory(task, "optimizer") if keeps else None
         self._samples = data.read(dataset, "train")
         self._valid = data.read(dataset, "valid")[: training.validation_samples]
-        set_seed(task.seed)
+        facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
+        saves = training.checkpoint_steps is not None
+        self._savepoint = Savepoint(task, training, facts) if saves else None
         network, self._tokenizer = load(model, training)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        self._model, self._optimizer = self._accelerator.prepare(network, optimizer)
+        check_samples(network, [*self._samples, *self._valid])
+        self._model = self._parallel.spread(network)
+        self._parameters = learning(self._parallel.whole(self._model))
+        self._optimizer = adamw(self._model, training, self._parallel.device)
+        self._anchors: list[Tensor] = []
 
     @property
     def leads(self) -> bool:
         """Whether this is the rank that writes and reports."""
-        return bool(self._accelerator.is_main_process)
+        return self._parallel.leads
 
-    def validate(self) -> dict[str, float]:
-        """Loss, perplexity and tokens of the model as it is, on the validation split."""
-        return validate(self._model, self._tokenizer, self._valid, self._training)
+    def validate(self) -> dict[str, Any]:
+        """Metrics of the model as it is, on the validation split."""
+        return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
 
-    def train(self, progress: Progress) -> Trained:
-        """Take the local steps.
+    def train(self, progress: Progress, notice: Notice) -> Trained:
+        """Take the local steps, or as many as there is time for.
 
-        The loss of a step is the mean over all tokens of the global batch, whatever their share on
-        each rank: DDP averages gradients over ranks, hence the factor of their number.
+        The loss of a step is the mean over all tokens of the global batch, whatever their share in
+        each micro-batch and on each rank: ranks average gradients, hence the factor of their
+        number. Whether to stop is agreed before each step, so all ranks stop together.
 
         Raises:
-            CrossFLError: the loss is not finite.
+            CrossFLError: the loss is not finite, or there was no time for a single step.
         """
-        task, size = self._task, self._training.batch_size
-        ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
-        indices = data.order(
-            len(self._samples), task.data_seed, task.samples_seen, task.local_steps * size
-        )
-        done, begun = Trained(), time.monotonic()
+        task, training = self._task, self._training
+        done = self._begin()
+        budget = Budget(training, notice, done.seconds, self.leads)
         self._model.train()
-        proximal = self._training.proximal_mu > 0
-        anchors = [p.detach().clone() for p in self._model.parameters()] if proximal else []
-        for step in range(task.local_steps):
-            mine = indices[step * size : (step + 1) * size][rank::ranks]
-            encoded = [
-                data.encode(self._samples[i], self._tokenizer, self._training.sequence_length)
-                for i in mine
-            ]
-            ids_BL, labels_BL = batch_of(encoded, self._accelerator.device)
-            with self._accelerator.autocast():
-                loss, tokens = summed_loss(self._model, ids_BL, labels_BL)
-            total, count = self._accelerator.reduce(
-                torch.stack([loss.detach(), tokens.to(loss.dtype)])
-            ).tolist()
-            if not math.isfinite(total):
-                raise CrossFLError(
-                    f"the loss of {task.facility} is {total} at step {step + 1} of round "
-                    f"{task.round}: lower training.learning_rate, or look at the data"
-                )
-            self._accelerator.backward(loss * (ranks / max(count, 1.0)))
-            if self._training.proximal_mu:
-                pull_back(self._model, anchors, self._training.proximal_mu)
-            if self._training.gradient_clip:
-                self._accelerator.clip_grad_norm_(
-                    self._model.parameters(), self._training.gradient_clip
-                )
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(step, task, self._training)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            done.steps, done.samples = done.steps + 1, done.samples + size
-            done.tokens += int(count)
-            done.losses.append(total / max(count, 1.0))
+        while done.steps < task.local_steps:
+            batches = self._batches(done.steps)
+            spent = budget.spent()
+            said = self._parallel.gather(
+                sum(b.tokens for b in batches),
+                sum(b.read for b in batches),
+                len(batches),
+                spent is not None,
+            )
+            if said[:, 3].any():
+                done.reason = spent or "another rank was told to stop"
+                break
+            tokens, read = (int(n) for n in said[:, :2].sum(0))
+            blank = int(said[:, 2].max()) - len(batches)
+            batches += [batch_of([], self._parallel.device)] * blank
+            # What a step draws at random follows from its number: nothing is to be remembered.
+            torch.manual_seed(derive_seed(task.seed, str(done.steps), str(self._parallel.rank)))
+            loss = self._step(batches, tokens, learning_rate(done.steps, task, training), done)
+            done.steps, done.samples = done.steps + 1, done.samples + training.batch_size
+            done.tokens, done.read = done.tokens + tokens, done.read + read
+            done.losses.append(loss)
+            done.seconds = budget.used
+            if self._savepoint and done.steps % (training.checkpoint_steps or 1) == 0:
+                self._save(done)
             progress(
                 "train",
                 step=done.steps,
                 steps=task.local_steps,
-                loss=done.losses[-1],
-                tokens_per_second=done.tokens / max(time.monotonic() - begun, 1e-9),
+                loss=loss,
+                tokens_per_second=done.tokens / max(done.seconds, 1e-9),
+            )
+        if done.steps == 0:
+            raise CrossFLError(
+                f"{task.facility} had no time for a step in round {task.round}: {done.reason}"
             )
         return done
 
@@ -125,42 +145,135 @@ class Trainer:
         """Write local minus global weights, in files like the model's; their size in bytes.
 
         The local weights go through `save_pretrained`, so that the names are those of the
-        checkpoint even where the module in memory names or ties its tensors otherwise.
+        checkpoint even where the module in memory names or ties its tensors otherwise. Every rank
+        has to call it, for it may hold a shard; the first one writes.
         """
+        network = self._parallel.whole(self._model)
+        state = None
+        if self._parallel.shards:
+            state = {name: full(tensor) for name, tensor in network.state_dict().items()}
+        if not self.leads:
+            return 0
         weights = Tensors.of_model(model)
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
             lost = stack.enter_context(self._residual.after()) if self._residual else None
-            self._accelerator.unwrap_model(self._model).save_pretrained(scratch)
+            network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
             local = Tensors.of_model(Path(scratch))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
-                path = directory / file.path.name.replace("model", "delta", 1)
+                path = directory / delta.file_name(file.path.name)
                 rest = lost / file.path.name if lost else None
                 delta.write(path, Difference(local, file, carried), self._coding, rest)
         return sum(path.stat().st_size for path in directory.iterdir())
 
+    def keep(self) -> None:
+        """Leave at the facility what its next round starts from, where the record says so.
 
-def pull_back(model: nn.Module, anchors: Sequence[Tensor], mu: float) -> None:
-    """Add the gradient of μ/2 ‖x − x₀‖², which keeps local weights x near the global ones x₀.
+        That is the optimizer's state and, where the delta is fp32, what its rounding lost: the sum
+        of the received weights and the delta is not always the local weight to the bit.
+        """
+        if self._memory is None:
+            return
+        kept = state_of(self._optimizer, self._parameters)
+        if self._training.encoding == "fp32":
+            for (name, local), base in zip(self._parameters.items(), self._anchors, strict=True):
+                values, origin = full(local), full(base)
+                kept[ROUNDING + name] = values - (origin + (values - origin))
+        if self.leads:
+            with self._memory.after() as folder:
+                save_file(kept, folder / KEPT)
 
-    FedProx, Li et al. 2020, https://arxiv.org/abs/1812.06127.
-    """
-    for parameter, anchor in zip(model.parameters(), anchors, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - anchor, alpha=mu)
+    def forget(self) -> None:
+        """Remove what was kept for another attempt: the update is delivered."""
+        if self._savepoint and self.leads:
+            self._savepoint.remove()
 
+    def _begin(self) -> Trained:
+        """Go on from the savepoint, or from the last round's optimizer, or from nothing."""
+        if self._training.proximal_mu > 0 or self._memory:
+            self._anchors = [p.detach().clone() for p in self._parameters.values()]
+        if self._savepoint and (found := self._savepoint.read()):
+            families, counts = found
+            self._load(families["model"])
+            restore(self._optimizer, self._parameters, families["optimizer"])
+            return Trained(**counts | {"noise": GradientNoise(**counts["noise"])})
+        if self._memory and self._memory.before:
+            kept = TensorFile(self._memory.before / KEPT)
+            try:
+                restore(self._optimizer, self._parameters, Tensors([kept.path]))
+            except (KeyError, RuntimeError):
+                raise CrossFLError(
+                    f"{kept.path} is of another model: remove {self._memory.folder}"
+                ) from None
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    if ROUNDING + name in kept.entries:
+                        parameter.add_(placed(kept.tensor(ROUNDING + name), parameter))
+        return Trained()
 
-def learning_rate(step: int, task: Task, training: Training) -> float:
-    """The rate of one local step, on a schedule that spans the federation and not the round."""
-    position = task.schedule_step + step
-    if position < training.warmup_steps:
-        return training.learning_rate * (position + 1) / training.warmup_steps
-    span = max(task.schedule_steps - training.warmup_steps, 1)
-    fraction = min((position - training.warmup_steps) / span, 1.0)
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - fraction,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * fraction)),
-    }[training.schedule]
-    return training.learning_rate * factor
+    def _load(self, weights: Tensors) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(placed(weights[name], parameter))
+
+    def _save(self, done: Trained) -> None:
+        model = {name: full(parameter) for name, parameter in self._parameters.items()}
+        optimizer = state_of(self._optimizer, self._parameters)
+        if self._savepoint and self.leads:
+            self._savepoint.write({"model": model, "optimizer": optimizer}, done)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This rank's share of the samples of a step, in micro-batches."""
+        training, size = self._training, self._training.batch_size
+        start = self._task.samples_seen + step * size
+        indices = data.order(len(self._samples), self._task.data_seed, start, size)
+        encoded = [
+            data.encode(self._samples[i], self._tokenizer, training.sequence_length)
+            for i in indices[self._parallel.rank :: self._parallel.number]
+        ]
+        texts = [sample for sample in encoded if isinstance(sample, data.Encoded)]
+        rows: Sequence[Row] = [[sample] for sample in encoded]
+        if texts and training.batching == "packed":
+            rows = pack(texts, training.sequence_length)
+        most = training.micro_batch or len(rows)
+        return [
+            batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)
+        ]
+
+    def _step(self, batches: Sequence[Batch], tokens: int, rate: float, done: Trained) -> float:
+        """One step of the optimizer; the mean loss of its batch in nats per token."""
+        parallel, training = self._parallel, self._training
+        scale = parallel.number / max(tokens, 1)
+        total, first = torch.zeros((), device=parallel.device), 0.0
+        # The noise shows in the gradient of a part of the batch, before ranks have averaged it.
+        probes = len(batches) > 1 and not parallel.shards
+        for i, batch in enumerate(batches):
+            with parallel.alone(self._model, i < len(batches) - 1):
+                with parallel.autocast():
+                    loss = summed_loss(self._model, batch)
+                torch.autograd.backward(loss * scale)
+            total += loss.detach()
+            if i == 0 and probes and batch.tokens:
+                first = norm(self._gradients()) * tokens / (parallel.number * batch.tokens)
+        summed = float(parallel.gather(float(total))[:, 0].sum())
+        if not math.isfinite(summed):
+            raise CrossFLError(
+                f"the loss of {self._task.facility} is {summed} at step {done.steps + 1} of round "
+                f"{self._task.round}: lower training.learning_rate, or look at the data"
+            )
+        if probes and batches[0].tokens:
+            done.noise.add(batches[0].tokens, first, tokens, norm(self._gradients()))
+        parameters = list(self._parameters.values())
+        if training.proximal_mu:
+            pull_back(parallel.whole(self._model), self._anchors, training.proximal_mu)
+        if training.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return summed / max(tokens, 1)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]

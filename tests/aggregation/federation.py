@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossfl import delta, encoding, manifest
 from crossfl.aggregate import MODEL, STATE, aggregate
-from crossfl.checkpoint import Tensors, slots
+from crossfl.checkpoint import ADAPTER, SINGLE, Tensors, slots
 from crossfl.initialise import start
 from crossfl.records import Aggregation
 from crossfl.state import ServerState
@@ -23,17 +23,27 @@ STARTED = 1_700_000_000.0
 class Federation:
     """A global model and a server state in a folder, and updates for its first round.
 
-    `shards` are the files of the model; `rules` are fields of the aggregation record.
+    `shards` are the files of the model; `rules` are fields of the aggregation record. With
+    `adapted`, they are of its adapter, and those are the weights that it adapts.
     """
 
-    def __init__(self, folder: Path, shards: list[Values] | Values, **rules: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: list[Values] | Values,
+        adapted: Values | None = None,
+        **rules: Any,
+    ) -> None:
         self.folder = folder
         self.model, self.state = folder / "model", folder / "state"
         self.aggregation = Aggregation(**rules)
         self.shards = [shards] if isinstance(shards, dict) else shards
+        self._single = ADAPTER if adapted else SINGLE
         self.model.mkdir(parents=True)
         self.state.mkdir()
         (self.model / "config.json").write_text("{}")
+        if adapted:
+            save_file(adapted, self.model / SINGLE, metadata={"format": "pt"})
         for number, shard in enumerate(self.shards, 1):
             save_file(shard, self.model / self._name(number), metadata={"format": "pt"})
         if len(self.shards) > 1:
@@ -49,7 +59,7 @@ class Federation:
 
     def _name(self, number: int) -> str:
         if len(self.shards) == 1:
-            return "model.safetensors"
+            return self._single
         return f"model-{number:05}-of-{len(self.shards):05}.safetensors"
 
     def floats(self) -> list[Values]:
@@ -75,7 +85,7 @@ class Federation:
         path.mkdir(parents=True)
         if values is not None:
             for number, shard in enumerate(self.floats(), 1):
-                file = path / self._name(number).replace("model", "delta")
+                file = path / delta.file_name(self._name(number))
                 delta.write(file, {n: values[n] for n in shard}, encoding.of(coding, 0.05))
         self.seal(path, facility, **fields)
         return path

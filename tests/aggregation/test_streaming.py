@@ -131,3 +131,29 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
         federation.run([update])
     manifest.verify(before / MODEL, "model")
     assert not list(before.glob(".*"))
+
+
+def test_an_adapter_is_averaged_and_what_it_adapts_is_passed_on(tmp_path: Path) -> None:
+    adapter: Values = {"q.lora_A.weight": torch.randn(4, 30), "q.lora_B.weight": torch.zeros(30, 4)}
+    federation = Federation(tmp_path, adapter, adapted={"q.weight": torch.randn(30, 30)})
+    deltas = [federation.deltas(i) for i in range(2)]
+    out = federation.run([federation.update(f"s{i}", d) for i, d in enumerate(deltas)])
+    manifest.verify(out / MODEL, "model")
+    for name, start in adapter.items():
+        expected = start + (deltas[0][name] + deltas[1][name]) / 2
+        torch.testing.assert_close(weights(out)[name], expected)
+    for name in ("config.json", "model.safetensors"):
+        assert (out / MODEL / name).read_bytes() == (federation.model / name).read_bytes()
+    assert {p.name for p in (out / STATE).glob("*.safetensors")} == {
+        "master.adapter_model.safetensors"
+    }
+
+
+def test_weights_in_fp32_are_on_the_disk_once(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"w": torch.zeros(3), "v": torch.ones(2, 2)})
+    out = federation.run([federation.update("a", federation.deltas(0))])
+    written = out / MODEL / "model.safetensors"
+    assert written.samefile(out / STATE / "master.model.safetensors")
+    assert {n: t.tolist() for n, t in master(out).items()} == {
+        n: t.tolist() for n, t in weights(out).items()
+    }

@@ -21,6 +21,7 @@ TESTBED = ROOT / "environments" / "testbed" / "testbed.py"
 CWL = Path(__file__).parent / "cwl"
 STREAMFLOW = str(Path(sys.executable).with_name("streamflow"))
 RUN_SECONDS = 90
+SETUP_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,33 @@ def testbed() -> Iterator[dict[str, Any]]:
     yield json.loads(verb("status", "--format", "json").stdout)
     if not was_up:
         verb("stop")
+
+
+@pytest.fixture(scope="session")
+def python(testbed: dict[str, Any]) -> Path:
+    """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
+    folder = Path(testbed["home"]).parent / "python"
+    ready = folder / "crossfl-ready"
+    if not ready.exists():
+        subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+        install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
+        install += ["install", "--disable-pip-version-check"]
+        lock = ["-r", ROOT / "requirements.lock"]
+        subprocess.run([*install, *lock], check=True, timeout=SETUP_SECONDS)
+        ready.touch()
+    source = folder / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "python"):
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
+    install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
+    subprocess.run(
+        [*install, "install", "--no-deps", "--force-reinstall", source],
+        check=True,
+        timeout=SETUP_SECONDS,
+    )
+    return folder
 
 
 def real_pbs() -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,7 @@ from crossfl.simulate import simulate
 
 CANARY = "canary-4b1d7e"
 WORDS = ROOT / "tests" / "cwl" / "data"
-SETUP_SECONDS, RUN_SECONDS = 900, 420
-
-
-@pytest.fixture(scope="session")
-def python(testbed: dict[str, Any]) -> Path:
-    """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
-    folder = Path(testbed["home"]).parent / "python"
-    ready = folder / "crossfl-ready"
-    if not ready.exists():
-        subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
-        install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
-        install += ["install", "--disable-pip-version-check"]
-        lock = ["-r", ROOT / "requirements.lock"]
-        subprocess.run([*install, *lock], check=True, timeout=SETUP_SECONDS)
-        ready.touch()
-    source = folder / "source"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "python"):
-        path = ROOT / name
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
-    install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
-    subprocess.run(
-        [*install, "install", "--no-deps", "--force-reinstall", source],
-        check=True,
-        timeout=SETUP_SECONDS,
-    )
-    return folder
+RUN_SECONDS = 420
 
 
 def place_data(site: Site, words: Path) -> Path:
@@ -87,6 +60,8 @@ def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], *
         }
         if kind == "slurm":
             settings |= {"partition": "boost", **more}
+            if "container" in more:
+                del settings["venv"]
         else:
             settings |= {"queue": "boost", "chunk": "ncpus=1"}
         words += [w for k, v in settings.items() for w in ("--set", f"{site.name}.{k}={v}")]
@@ -168,6 +143,54 @@ def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_pat
     job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
     outcome = federate(bind([alpha], python, data, job, ranks="2"), engine)
     assert outcome.code == 0, outcome.log
+    simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
+    ranks, one = (load_file(weights(folder)) for folder in (engine.outdir, tmp_path / "local"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(ranks[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+APPTAINER = """\
+# An EMULATION of `apptainer exec`, for want of one that is installed: the command runs here, with
+# the programs of a folder in place of an image.
+echo "$*" >> ~/apptainer.calls
+[ "$1" = exec ] || exit 64
+while shift && [[ $1 == --* ]]; do [ "$1" != --bind ] || shift; done
+PATH=$1/bin:/usr/bin:/bin
+shift
+exec "$@"
+"""
+
+
+def test_two_ranks_in_a_container(
+    alpha: Site,
+    python: Path,
+    engine: Engine,
+    tmp_path: Path,
+    shim: Callable[[Site, str, str], None],
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    folder = place_data(alpha, WORDS / "leonardo" / "words")
+    (data / "alpha").symlink_to(folder)
+    shim(alpha, "apptainer", APPTAINER)
+    home = Path(alpha.facts["home"])
+    profile, calls = home / ".bash_profile", home / "apptainer.calls"
+    calls.unlink(missing_ok=True)
+    profile.write_text("PATH=$HOME/bin:$PATH\n")
+    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    path = bind([alpha], python, data, job, ranks="2", container=str(python))
+    command = [sys.executable, "-m", "crossfl", "check", path.name, "--submit", "--room", "0.1"]
+    try:
+        checked = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+        outcome = federate(path, engine)
+    finally:
+        profile.unlink()
+    assert checked.returncode == 0, checked.stdout
+    assert outcome.code == 0, outcome.log
+    bound = f"exec --bind {alpha.facts['workdir']},{folder}:{folder}:ro {python} bash -c "
+    asked = [line for line in calls.read_text().splitlines() if line.startswith("exec ")]
+    assert len(asked) == 4  # the check on the login node, its job, training and evaluation
+    assert all(line.startswith(bound) for line in asked)
     simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
     ranks, one = (load_file(weights(folder)) for folder in (engine.outdir, tmp_path / "local"))
     for name, tensor in one.items():

@@ -32,15 +32,20 @@ class Combination:
     """Of [n] tensors, one for each facility, and the number of dishonest ones, one [n] tensor."""
 
     def combine(
-        self, deltas: Iterable[Tensor], coefficients: list[float], dishonest: int
+        self, deltas: Iterable[Tensor], coefficients: list[float], dishonest: int, out: Tensor
     ) -> Tensor:
-        """One fp32 tensor [n] of those of the facilities, which are taken one at a time."""
+        """One fp32 tensor [n] of those of the facilities, which are taken one at a time.
+
+        Linear combinations are written to `out`, fp32 [n], which is then what is returned.
+        """
         if self.coordinatewise:
             return self.coordinatewise(list(deltas), dishonest)
-        total = torch.zeros(0)
         for i, (delta, coefficient) in enumerate(zip(deltas, coefficients, strict=True)):
-            total = total.add_(delta, alpha=coefficient) if i else delta * coefficient
-        return total
+            if i:
+                out.add_(delta, alpha=coefficient)
+            else:
+                torch.mul(delta, coefficient, out=out)
+        return out
 
 
 COMBINATIONS = {

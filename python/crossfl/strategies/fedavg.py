@@ -4,7 +4,7 @@ McMahan et al. 2017, https://arxiv.org/abs/1602.05629. With Δ = Σ pᵢ(xᵢ �
 rate η: x ← x + ηΔ.
 """
 
-from torch import Tensor
+from torch import Tensor, add
 
 from crossfl.records import Aggregation
 
@@ -20,4 +20,4 @@ def apply(
     parameter: Tensor, delta: Tensor, slots: dict[str, Tensor], aggregation: Aggregation
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The next x + ηΔ."""
-    return parameter + aggregation.learning_rate(LEARNING_RATE) * delta, {}
+    return add(parameter, delta, alpha=aggregation.learning_rate(LEARNING_RATE)), {}

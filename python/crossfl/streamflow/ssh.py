@@ -64,6 +64,10 @@ class MisconfiguredError(UnrecoverableWorkflowException):
     """It is for a person to put right, before anything else goes there: a key, a host key."""
 
 
+class HostKeyError(MisconfiguredError):
+    """The host is not known, or not the one that is known."""
+
+
 class Context(SSHContext):
     """One connection to a host, which says what is wrong with it."""
 
@@ -117,7 +121,7 @@ class Context(SSHContext):
         host, port = parse_hostname(config.hostname)
         where = f"Deployment {self._connector.deployment_name}, host {config.hostname}"
         trusted = self._connector.known_hosts
-        unknown = MisconfiguredError(
+        unknown = HostKeyError(
             f"{where}: unknown host, no key of it in {trusted}. Compare its fingerprint with the "
             f"site's, then: ssh-keyscan -p {port} {host} >> {trusted}"
         )
@@ -144,7 +148,7 @@ class Context(SSHContext):
                 str(trusted), host, "", None if port == asyncssh.DEFAULT_PORT else port
             )
             if any(known[:2]):
-                raise MisconfiguredError(
+                raise HostKeyError(
                     f"{where}: WRONG HOST KEY, not the one in {trusted}. Somebody may be posing as "
                     f"this host; ask the site for its fingerprint before you trust the new key"
                 ) from error

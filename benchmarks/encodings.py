@@ -1,0 +1,193 @@
+"""Measure what an encoding of the deltas costs in final loss, against chance.
+
+    python benchmarks/encodings.py workflows/numbers/job.yml --data data --seeds 0 1 2 3
+
+Two answers for each seed and encoding, and fp32 as the measure of both:
+
+* *run*: the federation with deltas in that encoding. Two runs of a seed differ in the encoding
+  alone, but any difference, however small, sends training another way: only means over seeds tell.
+* *replayed*: the run in fp32, with what the encoding would have lost of its deltas, error feedback
+  and all, taken off the final model. Training goes the same way, so chance is out of it.
+
+Prints every final loss, the bytes of the updates, and the ratio of the mean losses with its
+standard error, paired by seed. Outcomes are kept, one JSON line each: what is there is not run
+again.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from crossfl import encoding, manifest, progress
+from crossfl.aggregate import aggregate
+from crossfl.delta import Delta
+from crossfl.encoding import CELL
+from crossfl.evaluate import evaluate
+from crossfl.initialise import initialise
+from crossfl.job import Job
+from crossfl.plan import plan
+from crossfl.records import Aggregation, Training, choices_of
+from crossfl.simulate import playing_every_facility
+from crossfl.state import ServerState
+from crossfl.train import UPDATE, train
+
+ENCODINGS = choices_of(Training.__dataclass_fields__["encoding"])
+RULES = Aggregation()
+"""Weighted mean, applied as it is: then what is lost of a delta is lost of the model."""
+
+
+class Replay:
+    """What an encoding would have lost of the deltas of a run in fp32, all rounds together."""
+
+    def __init__(self, name: str, kept: float) -> None:
+        self._coding = encoding.of(name, kept)
+        self._carried: dict[tuple[str, str], torch.Tensor] = {}
+        self.lost: dict[str, torch.Tensor] = {}
+        self.bytes = 0
+
+    def take(self, facility: str, share: float, delta: dict[str, torch.Tensor]) -> None:
+        """One delta, in fp32."""
+        for name, values in delta.items():
+            carried = self._carried.get((facility, name), torch.zeros(()))
+            meant = (values + carried).reshape(-1)
+            got = []
+            for cell in torch.split(meant, CELL):
+                parts = self._coding.encode(cell)
+                self.bytes += sum(part.nbytes for part in parts)
+                got.append(self._coding.decode(parts, len(cell)))
+            sent = torch.cat(got).reshape(values.shape)
+            if self._coding.lossy:
+                self._carried[facility, name] = meant.reshape(values.shape) - sent
+            self.lost[name] = self.lost.get(name, torch.zeros(())) + share * (values - sent)
+
+
+def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
+    """Loss of the final model (mean over facilities, nats per token), bytes of all updates.
+
+    The same for each encoding that is to be replayed.
+    """
+    replays = {name: Replay(name, job.training.kept) for name in replayed}
+    with playing_every_facility(data), tempfile.TemporaryDirectory() as scratch:
+        here, more = Path(scratch, "0"), True
+        initialise(job.model, job.config, job.tokenizer, job.seed, job.rounds, RULES, here)
+        while more:
+            before, state = here, ServerState.load(here / "state")
+            number, tasks = plan(state, job.facilities, job.local_steps, "train")
+            here = Path(scratch, str(number))
+            for task in tasks:
+                train(before / "global_model", task, job.training, here / task.facility)
+            updates = [here / task.facility / UPDATE for task in tasks]
+            more = aggregate(before / "global_model", before / "state", updates, here)
+            shutil.rmtree(before)
+            state = ServerState.load(here / "state")
+            said = state.history[-1]["facilities"]
+            for task, update in zip(tasks, updates, strict=True):
+                delta = dict(Delta(update).tensors) if replays else {}
+                for replay in replays.values():
+                    replay.take(task.facility, said[task.facility]["share"], delta)
+        outcome: dict[str, Any] = {"seed": job.seed, "encoding": job.training.encoding}
+        outcome["loss"] = _loss(job, state, here / "global_model")
+        outcome["bytes"] = sum(u["bytes"] for e in state.history for u in e["facilities"].values())
+        outcome["replayed"] = {}
+        for name, replay in replays.items():
+            file = here / "global_model" / "model.safetensors"
+            weights = load_file(file)
+            one = shutil.copytree(here / "global_model", Path(scratch, name))
+            changed = {n: w - replay.lost[n] if n in replay.lost else w for n, w in weights.items()}
+            save_file(changed, one / file.name, metadata={"format": "pt"})
+            digest = manifest.write(one, "model", {"round": state.round})["digest"]
+            loss = _loss(job, dataclasses.replace(state, model=digest), one)
+            outcome["replayed"][name] = {"loss": loss, "bytes": replay.bytes}
+    return outcome
+
+
+def _loss(job: Job, state: ServerState, model: Path) -> float:
+    tasks = plan(state, job.facilities, job.local_steps, "evaluate")[1]
+    found = [evaluate(model, task, job.training, [], match=False)["metrics"] for task in tasks]
+    return statistics.fmean(metrics["loss"] for metrics in found)
+
+
+def ratio(losses: Sequence[float], base: Sequence[float]) -> str:
+    """Ratio of the mean losses, and its standard error from the differences seed by seed."""
+    found = statistics.fmean(losses) / statistics.fmean(base)
+    if len(base) < 2:
+        return f"{found:.4f}"
+    left = [x - found * b for x, b in zip(losses, base, strict=True)]
+    error = statistics.stdev(left) / math.sqrt(len(base)) / statistics.fmean(base)
+    return f"{found:.4f} ± {error:.4f}"
+
+
+def table(outcomes: Sequence[dict[str, Any]]) -> str:
+    """The outcomes in Markdown; ratios over the seeds for which both losses are there."""
+    runs = {(o["encoding"], o["seed"]): o for o in outcomes}
+    base = {seed: o for (name, seed), o in runs.items() if name == "fp32"}
+    seeds = sorted({seed for _, seed in runs})
+    kinds: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in ENCODINGS:
+        kinds[f"{name}, run"] = {s: o for (n, s), o in runs.items() if n == name}
+        kinds[f"{name}, replayed"] = {
+            s: o["replayed"][name] for s, o in base.items() if name in o["replayed"]
+        }
+    head = ["", *(f"seed {s}" for s in seeds), "mean ± deviation", "loss / fp32", "bytes / fp32"]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for kind, found in kinds.items():
+        if not found:
+            continue
+        losses = [o["loss"] for o in found.values()]
+        spread = f" ± {statistics.stdev(losses):.5f}" if len(losses) > 1 else ""
+        row = [kind, *(f"{found[s]['loss']:.5f}" if s in found else "–" for s in seeds)]
+        row.append(f"{statistics.fmean(losses):.5f}{spread}")
+        if both := [s for s in seeds if s in found and s in base]:
+            row.append(ratio([found[s]["loss"] for s in both], [base[s]["loss"] for s in both]))
+            row.append(f"{100 * found[both[0]]['bytes'] / base[both[0]]['bytes']:.1f} %")
+        lines.append(row)
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def main() -> None:
+    """Run what has not been run, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", type=Path, help="job file; its aggregation is taken to be plain")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the facilities' data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument(
+        "--encodings", nargs="+", choices=ENCODINGS, default=["fp32", "bf16", "int8", "int4"]
+    )
+    parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
+    args = parser.parse_args()
+    os.environ[progress.VARIABLE] = os.devnull
+    job, outcomes = Job.load(args.job), []
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    if args.results.exists():
+        outcomes = [json.loads(line) for line in args.results.read_text().splitlines()]
+    done = {(o["seed"], o["encoding"]) for o in outcomes}
+    wanted = [(seed, name) for seed in args.seeds for name in args.encodings]
+    for seed, name in wanted:
+        if (seed, name) in done:
+            continue
+        begun = time.monotonic()
+        training = dataclasses.replace(job.training, encoding=name)
+        one = dataclasses.replace(job, seed=seed, training=training)
+        outcomes.append(run(one, args.data, ENCODINGS if name == "fp32" else ()))
+        with args.results.open("a") as stream:
+            stream.write(json.dumps(outcomes[-1]) + "\n")
+        seconds = time.monotonic() - begun
+        print(f"seed {seed} {name}: {outcomes[-1]['loss']:.5f}, {seconds:.0f} s", file=sys.stderr)
+    print(table(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+. <venv>/bin/activate || exit 1
+{{streamflow_command}}

@@ -1,0 +1,219 @@
+"""Scores of written answers, by what kind of answer a task asks for.
+
+The kinds and the tasks are those of SMolInstruct (Yu et al. 2024,
+https://arxiv.org/abs/2402.09391). Where its answers stand between tags, as in
+`<NUMBER> -0.36 </NUMBER>`, an answer without them counts as none.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from crossfl.errors import CrossFLError
+
+FILE = "metrics.json"
+"""In a dataset's folder: an object that names the metric of each of its tasks."""
+TAGGED = re.compile(r"<([A-Z]+)>\s*(.*?)\s*</\1>", re.DOTALL)
+WORDS = re.compile(r"\w+|[^\w\s]")
+YES, NO = ("yes", "true"), ("no", "false")
+
+Pairs = Sequence[tuple[str, str]]
+"""What the model wrote, and what it was to write."""
+Scores = dict[str, float]
+
+
+def score(metric: str, pairs: Pairs) -> Scores:
+    """The scores of one metric; pairs whose expected answer is none of its kind are left out."""
+    return METRICS[metric]([(answer(w, like=e), answer(e, like=e)) for w, e in pairs])
+
+
+def metrics_of(tasks: Iterable[str | None], declared: Mapping[str, str]) -> dict[str, str]:
+    """The metric of each task: what the dataset declares, else that of SMolInstruct, else none.
+
+    Raises:
+        CrossFLError: a package that one of them needs is not installed.
+    """
+    found = {
+        task: metric for task in tasks if task and (metric := ({**TASKS, **declared}).get(task))
+    }
+    for metric in found.values():
+        if (package := PACKAGES.get(metric)) and find_spec(package) is None:
+            raise CrossFLError(
+                f"the metric {metric!r} needs {package}, which is not installed here: "
+                "pip install 'crossfl[chemistry]'"
+            )
+    return found
+
+
+def declared(dataset: Path) -> dict[str, str]:
+    """The metrics that a dataset declares for its tasks, in `metrics.json` in its folder.
+
+    Raises:
+        CrossFLError: the file is not an object that names known metrics.
+    """
+    path = dataset / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        known = all(metric in METRICS for metric in found.values())
+    except (ValueError, AttributeError, TypeError):
+        known = False
+    if not known:
+        raise CrossFLError(
+            f"{path} is no object that names the metric of each task: choose of "
+            f"{', '.join(METRICS)}"
+        )
+    return dict(found)
+
+
+def answer(text: str, like: str) -> str:
+    """What stands between the tags that `like` has; empty where the text lacks them."""
+    wanted = TAGGED.search(like)
+    if wanted is None:
+        return text.strip()
+    return next((m[2] for m in TAGGED.finditer(text) if m[1] == wanted[1]), "")
+
+
+def exact(pairs: Pairs) -> Scores:
+    """`exact_match`: the share of answers that are the expected ones, character by character."""
+    return {"exact_match": _mean([written == expected for written, expected in pairs])}
+
+
+def number(pairs: Pairs) -> Scores:
+    """`coverage`: the share of answers that are numbers; `rmse` of those, if there are any."""
+    wanted = [(w, e) for w, text in pairs if (e := _number(text)) is not None]
+    found = [(w, e) for text, e in wanted if (w := _number(text)) is not None]
+    if not wanted:
+        return {}
+    scores = {"coverage": len(found) / len(wanted)}
+    if found:
+        # math.dist scales, where squares of absurd answers would overflow.
+        distance = math.dist([w for w, _ in found], [e for _, e in found])
+        scores["rmse"] = min(distance / math.sqrt(len(found)), 1e300)
+    return scores
+
+
+def boolean(pairs: Pairs) -> Scores:
+    """`accuracy` and `mcc` (Matthews correlation); `coverage`: the share that is yes or no.
+
+    An answer that is neither counts as the wrong one of the two.
+    """
+    wanted = [(w, e) for w, text in pairs if (e := _truth(text)) is not None]
+    if not wanted:
+        return {}
+    written = [_truth(w) for w, _ in wanted]
+    guesses = [(not e if w is None else w, e) for w, (_, e) in zip(written, wanted, strict=True)]
+    tp, tn = guesses.count((True, True)), guesses.count((False, False))
+    fp, fn = guesses.count((True, False)), guesses.count((False, True))
+    square = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return {
+        "accuracy": (tp + tn) / len(guesses),
+        "mcc": (tp * tn - fp * fn) / math.sqrt(square) if square else 0.0,
+        "coverage": _mean([w is not None for w in written]),
+    }
+
+
+def text(pairs: Pairs) -> Scores:
+    """`bleu2` and `bleu4` of the corpus, `rouge1`, `rouge2` and `rougeL` (F-measure).
+
+    BLEU, Papineni et al. 2002, https://aclanthology.org/P02-1040, over words and punctuation marks,
+    unsmoothed; ROUGE, Lin 2004, https://aclanthology.org/W04-1013, mean over the samples.
+    """
+    from nltk.translate.bleu_score import corpus_bleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    references = [[WORDS.findall(expected)] for _, expected in pairs]
+    hypotheses = [WORDS.findall(written) for written, _ in pairs]
+    scores: Scores = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing matches is a score, 0
+        for n in (2, 4):
+            bleu = corpus_bleu(references, hypotheses, weights=(1 / n,) * n)
+            scores[f"bleu{n}"] = float(bleu)
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(names)
+    each = [scorer.score(expected, written) for written, expected in pairs]
+    return scores | {name: _mean([found[name].fmeasure for found in each]) for name in names}
+
+
+def smiles(pairs: Pairs) -> Scores:
+    """`exact_match` of molecules, `validity`, and `tanimoto` similarity of fingerprints.
+
+    Molecules are the same if RDKit writes the same canonical SMILES of them, in whatever order
+    their parts stand (a semicolon separates parts, too). Fingerprints are those of Morgan, radius
+    2, 2,048 bits. An answer that is no molecule has the similarity 0.
+    """
+    from rdkit import Chem, DataStructs, rdBase
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
+    generator = GetMorganGenerator(radius=2, fpSize=2048)
+
+    def molecule(written: str) -> "Chem.Mol | None":
+        found = Chem.MolFromSmiles(written.replace(";", "."))
+        return found if found is not None and found.GetNumAtoms() else None
+
+    same: list[bool] = []
+    valid: list[bool] = []
+    similar: list[float] = []
+    with rdBase.BlockLogs():
+        for written, expected in pairs:
+            if (wanted := molecule(expected)) is None:
+                continue
+            found = molecule(written)
+            valid.append(found is not None)
+            same.append(found is not None and Chem.MolToSmiles(found) == Chem.MolToSmiles(wanted))
+            prints = [generator.GetFingerprint(m) for m in (found, wanted) if m is not None]
+            similar.append(DataStructs.TanimotoSimilarity(*prints) if len(prints) == 2 else 0.0)
+    if not valid:
+        return {}
+    return {"exact_match": _mean(same), "validity": _mean(valid), "tanimoto": _mean(similar)}
+
+
+METRICS: dict[str, Callable[[Pairs], Scores]] = {
+    "smiles": smiles,
+    "number": number,
+    "boolean": boolean,
+    "text": text,
+    "exact": exact,
+}
+PACKAGES = {"smiles": "rdkit", "text": "rouge_score"}
+"""What must be installed for a metric."""
+TASKS = {
+    "forward_synthesis": "smiles",
+    "retrosynthesis": "smiles",
+    "molecule_generation": "smiles",
+    "molecule_captioning": "text",
+    "name_conversion-i2s": "smiles",
+    "name_conversion-i2f": "exact",
+    "name_conversion-s2f": "exact",
+    "name_conversion-s2i": "exact",
+    "property_prediction-esol": "number",
+    "property_prediction-lipo": "number",
+    "property_prediction-bbbp": "boolean",
+    "property_prediction-clintox": "boolean",
+    "property_prediction-hiv": "boolean",
+    "property_prediction-sider": "boolean",
+}
+"""The tasks of SMolInstruct and the metric of each."""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _number(written: str) -> float | None:
+    try:
+        value = float(written)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _truth(written: str) -> bool | None:
+    word = written.lower().rstrip(".")
+    return word in YES if word in (*YES, *NO) else None
