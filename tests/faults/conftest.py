@@ -34,11 +34,11 @@ def _load(name: str, path: Path) -> ModuleType:
 _sites = _load("testbed_fixtures", SCHEDULERS / "conftest.py")
 Engine, Outcome, Site, STREAMFLOW = _sites.Engine, _sites.Outcome, _sites.Site, _sites.STREAMFLOW
 heed_signals = _sites.heed_signals
-testbed, sites, alpha, engine, shim = (
-    getattr(_sites, name) for name in ("testbed", "sites", "alpha", "engine", "shim")
+testbed, sites, alpha, engine, shim, python = (
+    getattr(_sites, name) for name in ("testbed", "sites", "alpha", "engine", "shim", "python")
 )
 _federation = _load("testbed_federation", SCHEDULERS / "test_federation.py")
-python, place_data = _federation.python, _federation.place_data
+place_data = _federation.place_data
 _testbed = _load("testbed_daemons", ROOT / "environments" / "testbed" / "testbed.py")
 
 
