@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-schedulers lint lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-schedulers test-faults lint lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -55,6 +55,10 @@ test-acceptance: $(READY) ## the default federation for real, and what each faci
 test-schedulers: $(READY) ## real sshd and Slurm on this machine, as root; see environments/testbed
 	environments/testbed/install.sh
 	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/schedulers
+
+test-faults: $(READY) ## faults injected into real runs, as root, on the same testbed; FAULTS=full for more
+	environments/testbed/install.sh
+	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

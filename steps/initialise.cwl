@@ -14,7 +14,6 @@ requirements:
       - $import: types/lora.yml
       - $import: types/retention.yml
       - $import: types/facility.yml
-      - $import: types/training.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -66,10 +65,6 @@ inputs:
     type: int?
     doc: Optimizer steps per facility and round.
     inputBinding: {prefix: --local-steps}
-  training:
-    type: ["null", "types/training.yml#training"]
-    doc: How the facilities train.
-    inputBinding: {}
 
 outputs:
   global_model:

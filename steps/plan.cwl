@@ -12,6 +12,7 @@ requirements:
     types:
       - $import: types/facility.yml
       - $import: types/task.yml
+      - $import: types/training.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -34,6 +35,10 @@ inputs:
     type: int
     doc: Optimizer steps per facility and round.
     inputBinding: {prefix: --local-steps}
+  training:
+    type: ["null", "types/training.yml#training"]
+    doc: How the facilities train; compared with the journal only.
+    inputBinding: {}
   purpose:
     type: {type: enum, name: purpose, symbols: [train, evaluate]}
     default: train

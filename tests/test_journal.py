@@ -67,11 +67,11 @@ class Federation:
         here = self.verb(
             *("initialise", "--config", CWL / "config.json", "--tokenizer", "bytes"),
             *("--rounds", str(self.rounds), "--strategy", "diloco", *facilities, *steps),
-            *self.words,
         )
         more = True
         while more:
-            planned = self.verb("plan", "--state", here / "state", *facilities, *steps)
+            state = ("--state", here / "state")
+            planned = self.verb("plan", *state, *facilities, *steps, *self.words)
             updates: list[str | Path] = []
             for values in json.loads((planned / "cwl.output.json").read_text())["tasks"]:
                 task = Task.parse(values)
@@ -147,19 +147,24 @@ def test_a_changed_configuration_is_refused_with_the_difference(
 ) -> None:
     with pytest.raises(Cut):
         Federation(tmp_path / "run").run("after 5")
-    changed = Federation(tmp_path / "run", rounds=2, words=["--learning-rate", "0.5"])
+    changed = Federation(tmp_path / "run", rounds=2)
     with pytest.raises(CrossFLError):
         changed.run()
-    said = capsys.readouterr().err
-    assert "rounds: 3 → 2" in said and "training.learning_rate: 0.0003 → 0.5" in said
-    assert changed.trained == []
+    assert "rounds: 3 → 2" in capsys.readouterr().err
+    otherwise = Federation(tmp_path / "run", words=["--learning-rate", "0.5"])
+    with pytest.raises(CrossFLError):
+        otherwise.run()
+    assert "training.learning_rate: 0.0003 → 0.5" in capsys.readouterr().err
+    assert changed.trained == otherwise.trained == []
 
     (run,) = journal.runs(place)
     assert cli.main(["runs", "fork", run.path.name]) == 0
+    changed.words = otherwise.words
     changed.run()
     assert [round_ for _, round_ in changed.trained] == [2, 2]
     (run,) = journal.runs(place)
     assert run.configuration["rounds"] == 2 and not run.forked and run.finished
+    assert run.configuration["training"]["learning_rate"] == 0.5
 
 
 def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
@@ -214,7 +219,7 @@ def test_a_journal_of_a_newer_version(tmp_path: Path, place: Path) -> None:
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
     before = sorted(place.rglob("*"))
     with pytest.raises(CrossFLError, match=r"has format 2, this crossfl .* reads format 1"):
-        journal.find(place, run.configuration)
+        journal.find(place, {})
     assert sorted(place.rglob("*")) == before
 
 

@@ -93,7 +93,6 @@ steps:
       retention: retention
       facilities: facilities
       local_steps: local_steps
-      training: training
     out: [global_model, state, more]
   federate:
     run: round.cwl

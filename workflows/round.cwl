@@ -57,6 +57,7 @@ steps:
       state: state
       facilities: facilities
       local_steps: local_steps
+      training: training
     out: [tasks]
   train:
     run: ../steps/train.cwl

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossfl import manifest
+from crossfl import manifest, signature
 from crossfl.delta import Delta
 from crossfl.errors import CrossFLError
 from crossfl.records import Aggregation, check_name
@@ -86,6 +86,7 @@ def admit(
             if found["status"] == "absent":
                 excluded.append(Excluded(found["facility"], "absent", found["reason"], found))
                 continue
+            signature.check(path, found["facility"])
             _check_round(found, server)
             _check_weight(found, server.aggregation)
             delta = Delta(path)

@@ -21,7 +21,6 @@ from crossfl.records import (
     Facility,
     Lora,
     Retention,
-    Training,
     add_flags,
     from_flags,
     from_flags_if_any,
@@ -314,7 +313,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a facility, as for plan; this and what follows is compared with the journal only",
     )
     parser.add_argument("--local-steps", type=int, help="optimizer steps per facility and round")
-    add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -358,7 +356,6 @@ def _open(
         "rounds": args.rounds,
         "local_steps": args.local_steps,
         "facilities": {f.name: f.asdict() | {"skips": list(f.skips)} for f in facilities},
-        "training": from_flags(args, Training).asdict(),
         "aggregation": aggregation.asdict(),
         "lora": lora.asdict() if lora else None,
     }

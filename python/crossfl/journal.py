@@ -34,6 +34,8 @@ JOURNALS = ".crossfl"
 """The folder beside a StreamFlow file where its journal lies, unless told otherwise."""
 FORMAT = 1
 RUN, LOCK = "run.json", "lock"
+TRAINING = "training"
+"""What a configuration gains when the first round is planned."""
 MODEL, STATE = "global_model", "state"
 ROUND = re.compile(r"(\d{6})(-\d{6})?")
 SPARE = 2
@@ -165,18 +167,36 @@ def find(journal: Path, configuration: Mapping[str, Any]) -> Run | None:
     if not unfinished:
         return None
     run = unfinished[-1]
-    if run.configuration == configuration:
-        return run
-    if not run.forked:
-        changes = "\n  ".join(differences(run.configuration, configuration))
-        raise CrossFLError(
-            f"the configuration is not that of the run {run.path}, which is not finished:\n"
-            f"  {changes}\nTake the changes back; or 'crossfl runs fork {run.path.name}' to go on "
-            f"with them; or 'crossfl runs rm {run.path.name}' to begin anew"
-        )
-    run = Run(run.path, dict(configuration))
-    run.save()
+    known = {key: value for key, value in run.configuration.items() if key != TRAINING}
+    if run.forked:
+        run = Run(run.path, dict(configuration))
+        run.save()
+    elif known != configuration:
+        raise _changed(run, known, configuration)
     return run
+
+
+def check_training(path: Path, training: Mapping[str, Any]) -> None:
+    """Check that the facilities train as in the rounds before, or take note of how they do.
+
+    Raises:
+        CrossFLError: they do not.
+    """
+    run = Run.load(path)
+    known = run.configuration.get(TRAINING)
+    if known is None:
+        Run(run.path, {**run.configuration, TRAINING: dict(training)}).save()
+    elif known != training:
+        raise _changed(run, {TRAINING: known}, {TRAINING: training})
+
+
+def _changed(run: Run, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> CrossFLError:
+    changes = "\n  ".join(differences(known, wanted))
+    return CrossFLError(
+        f"the configuration is not that of the run {run.path}, which is not finished:\n"
+        f"  {changes}\nTake the changes back; or 'crossfl runs fork {run.path.name}' to go on "
+        f"with them; or 'crossfl runs rm {run.path.name}' to begin anew"
+    )
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

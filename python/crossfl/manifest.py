@@ -13,6 +13,8 @@ from typing import Any, Literal
 from crossfl.errors import CrossFLError
 
 FILE = "manifest.json"
+SIGNATURE = f"{FILE}.sig"
+"""Who made the directory, signed over its manifest; see `crossfl.signature`."""
 FORMAT = 1
 LARGEST = 1 << 24
 """Bytes of a manifest; more is refused unread."""
@@ -109,7 +111,7 @@ def verify(directory: Path, kind: Kind, only: Collection[str] | None = None) -> 
     if manifest.get("digest") != digest(files):
         raise CrossFLError(f"{directory / FILE} does not agree with itself: send it again")
     found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
-    if unlisted := sorted(found - set(files) - {FILE}):
+    if unlisted := sorted(found - set(files) - {FILE, SIGNATURE}):
         raise CrossFLError(f"{directory / unlisted[0]} is not in the manifest of this {kind}")
     for name, entry in files.items():
         path = directory / name

@@ -10,7 +10,7 @@ from typing import Literal
 from crossfl import journal, outputs
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
-from crossfl.records import Facility, Task, from_words
+from crossfl.records import Facility, Task, Training, add_flags, from_flags, from_words
 from crossfl.state import ServerState
 
 Purpose = Literal["train", "evaluate"]
@@ -95,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--local-steps", type=int, required=True, help="optimizer steps per facility and round"
     )
     parser.add_argument("--purpose", choices=("train", "evaluate"), default="train")
+    add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -102,6 +103,8 @@ def main(args: argparse.Namespace) -> None:
     state = ServerState.load(args.state)
     if state.run and (place := journal.here()):
         journal.check_space(place, args.state)
+        if args.purpose == "train":
+            journal.check_training(place / state.run, from_flags(args, Training).asdict())
     facilities = [from_words(words, Facility) for words in args.facility]
     number, tasks = plan(state, facilities, args.local_steps, args.purpose)
     with Progress(round=number, rounds=state.rounds) as progress:

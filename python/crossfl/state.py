@@ -56,9 +56,10 @@ class ServerState:
 
     def more(self) -> bool:
         """Whether another round is to follow: rounds left, target loss not met, time left."""
-        target = self.aggregation.target_loss
-        loss = self.history[-1]["loss"] if self.history else None
-        met = target is not None and loss is not None and loss <= target
+        met = False
+        if (target := self.aggregation.target_loss) is not None and self.history:
+            loss = self.history[-1]["loss"]
+            met = loss is not None and loss <= target
         return self.round < self.rounds and not met and not self.late()
 
     def held_updates(self, directory: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossfl import launch, manifest, outputs, site
+from crossfl import launch, manifest, outputs, signature, site
 from crossfl.budget import Notice
 from crossfl.errors import CrossFLError
 from crossfl.progress import Progress
@@ -88,6 +88,7 @@ def train(
                     },
                 },
             )
+            signature.sign(directory)
         trainer.forget()
         progress(
             "trained",

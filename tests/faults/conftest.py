@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,11 +34,11 @@ def _load(name: str, path: Path) -> ModuleType:
 _sites = _load("testbed_fixtures", SCHEDULERS / "conftest.py")
 Engine, Outcome, Site, STREAMFLOW = _sites.Engine, _sites.Outcome, _sites.Site, _sites.STREAMFLOW
 heed_signals = _sites.heed_signals
-testbed, sites, alpha, engine, shim = (
-    getattr(_sites, name) for name in ("testbed", "sites", "alpha", "engine", "shim")
+testbed, sites, alpha, engine, shim, python = (
+    getattr(_sites, name) for name in ("testbed", "sites", "alpha", "engine", "shim", "python")
 )
 _federation = _load("testbed_federation", SCHEDULERS / "test_federation.py")
-python, place_data = _federation.python, _federation.place_data
+place_data = _federation.place_data
 _testbed = _load("testbed_daemons", ROOT / "environments" / "testbed" / "testbed.py")
 
 
@@ -70,6 +71,15 @@ class Login:
         _testbed.start_login(self._testbed, self._site)
         port = self._testbed.port(self._site, 0)
         assert _testbed.wait_until(lambda: bool(_testbed.listening(port)), seconds=15)
+
+    def restart_controller(self) -> None:
+        """Stop slurmctld as if it had crashed, and start it again."""
+        name = f"slurmctld-{self._site.cluster}"
+        if pid := _testbed.running(self._testbed, name):
+            os.kill(pid, signal.SIGKILL)
+            _testbed.halt(self._testbed, name)
+        time.sleep(3)
+        _testbed.start_cluster(self._testbed, self._site)
 
     def slurm(self, *words: str) -> str:
         """A command of the cluster's administrator."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,84 @@ def test_a_bad_week(
         else:
             assert (status, reason) == ("complete", None), (number, reason)
     assert not alpha.jobs()
+
+
+SLOW = """\
+for word; do [ "$word" = {mode} ] && slow=yes; done
+if [ -n "$slow" ]; then touch ~/{mode}; sleep 8; fi
+exec /usr/bin/tar "$@"
+"""
+
+
+def test_another_bad_week(
+    federation: Callable[..., Federation],
+    login: Login,
+    alpha: Any,
+    shim: Callable[[Any, str, str], None],
+) -> None:
+    """The login node goes down during the job, the upload, the download; the scheduler restarts.
+
+    A job that outlives its controller's restart counts; everything else costs alpha its round.
+    """
+    facilities = [
+        {"name": "alpha", "dataset": "words", "attempts": 1, "queue_timeout": 20},
+        {"name": "leonardo", "dataset": "words"},
+    ]
+    week = federation(rounds=6, facilities=facilities)
+    home = Path(alpha.facts["home"])
+    for mode in ("chf", "xf"):
+        (home / mode).unlink(missing_ok=True)
+
+    run = week.start()
+    week.wait_for(alpha.jobs, run)
+    login.stop()  # during the job
+    week.wait_for_round(1, run)
+    login.start()
+
+    week.wait_for(alpha.jobs, run)
+    login.restart_controller()
+    week.wait_for_round(2, run)
+
+    shim(alpha, "tar", SLOW.format(mode="chf"))
+    week.wait_for((home / "chf").exists, run)
+    login.stop()  # during the download
+    week.wait_for_round(3, run)
+
+    shim(alpha, "tar", SLOW.format(mode="xf"))
+    login.start()  # round 4 may have begun without it
+    week.wait_for((home / "xf").exists, run)
+    login.stop()  # during the upload
+    upload = 1 + max(e["round"] for e in week.events() if e["phase"] == "aggregate")
+    week.wait_for_round(upload, run)
+    (home / "bin" / "tar").unlink()
+    login.start()
+    assert week.end(run) == 0, week.log()
+
+    history = week.history()
+    assert [entry["round"] for entry in history] == list(range(1, 7))
+    assert all(e["facilities"]["leonardo"]["status"] == "complete" for e in history)
+    parts = [e["facilities"]["alpha"] for e in history]
+    assert parts[1]["status"] == "complete", parts[1]["reason"]
+    assert parts[-1]["status"] == "complete", parts[-1]["reason"]
+    for number in (1, 3, upload):
+        assert parts[number - 1]["status"] == "absent", number
+        assert "Deployment alpha" in parts[number - 1]["reason"]
+    # A job that nobody could cancel ends by itself, and its update is never taken for another's.
+    alpha.wait_for_jobs(0, seconds=60)
+
+
+def test_a_wrong_host_key_is_no_absence(federation: Callable[..., Federation]) -> None:
+    """The quorum would do without alpha; but somebody may be posing as it."""
+    found = federation()
+    path = found.folder / "federation.yml"
+    text = path.read_text()
+    key = found.folder / "stranger"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    host, _, port = re.findall(r"- (127\.0\.0\.1):?()(\d+)", text)[0]
+    (found.folder / "known").write_text(f"[{host}]:{port} {public}\n")
+    path.write_text(re.sub(r"knownHosts: .*", "knownHosts: known", text))
+    run = found.start()
+    assert found.end(run, seconds=120) != 0
+    assert "WRONG HOST KEY" in found.log()
+    assert not (found.folder / "out" / "global_model").exists()

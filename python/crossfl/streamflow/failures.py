@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Collection
 from importlib.resources import files
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from streamflow.core.context import StreamFlowContext
@@ -26,6 +28,7 @@ from streamflow.core.recovery import FailureManager
 from streamflow.core.utils import get_entity_ids, get_job_step_name, get_job_tag
 from streamflow.core.workflow import Job, Status, Step, Token
 from streamflow.data.manager import DefaultDataManager
+from streamflow.data.remotepath import StreamFlowPath
 from streamflow.log_handler import logger
 from streamflow.workflow.step import ExecuteStep, ScheduleStep, TransferStep
 from streamflow.workflow.token import JobToken, ListToken
@@ -39,6 +42,9 @@ TASK = "task"
 """The input that makes a job one of a facility."""
 RETRY_SECONDS = 2
 """Between two attempts of a job."""
+TIDY_SECONDS = 20
+"""For removing the directories of a round's jobs."""
+OWN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONGEST_REASON = 500
 UNSAID = "FAILED Job"
 """How the engine begins a message that goes on with what the job printed."""
@@ -106,8 +112,33 @@ class FacilityFailureManager(FailureManager):
         self, output_port: str, output_token: Token, job_token: JobToken | None = None
     ) -> None:
         """Remember who made a file or folder, which may be lost before it is fetched."""
-        if job_token is not None and TASK in job_token.value.inputs:
+        if job_token is None:
+            return
+        if TASK in job_token.value.inputs:
             self._succeed(job_token.value, output_token)
+        elif any(isinstance(token, ListToken) for token in job_token.value.inputs.values()):
+            # A step on the VM has used what the facilities made: nothing there is needed any more.
+            makers, self._makers = self._makers, {}
+            try:
+                await asyncio.wait_for(self._tidy(makers.values()), TIDY_SECONDS)
+            except TimeoutError:
+                logger.warning("directories of jobs are left over at a facility that is slow")
+
+    async def _tidy(self, jobs: Collection[Job]) -> None:
+        """Remove the directories of jobs that succeeded at their facilities."""
+        for job in jobs:
+            if self._is_stood_in(job):
+                continue
+            for location in self.context.scheduler.get_locations(job.name):
+                for directory in (job.input_directory, job.output_directory, job.tmp_directory):
+                    # Only what the engine made for this one job: a random name of its own.
+                    if not directory or not OWN.fullmatch(PurePosixPath(directory).name):
+                        continue
+                    path = StreamFlowPath(directory, context=self.context, location=location)
+                    try:
+                        await path.rmtree()
+                    except Exception as error:
+                        logger.warning(f"{directory} at {facility_of(job)} is left over: {error}")
 
     def _succeed(self, job: Job, token: Token) -> None:
         if path := _path(token):
