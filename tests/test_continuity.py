@@ -77,7 +77,7 @@ def _plain_training(folder: Path, task: Task) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder / "global_model", dtype=torch.float32)
     tokenizer, samples = ByT5Tokenizer(), read(DATA / "leonardo" / "words", "train")
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
     drawn = order(len(samples), task.data_seed, 0, ROUNDS * STEPS * 4)
     model.train()
     for step in range(ROUNDS * STEPS):

@@ -165,8 +165,10 @@ def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.inputs.is_floating_point():
         return model(pixel_values=batch.inputs).logits, batch.labels
     placed = {} if batch.positions is None else {"position_ids": batch.positions}
-    logits_BLV = model(input_ids=batch.inputs, use_cache=False, **placed).logits[:, :-1]
-    return logits_BLV.flatten(0, 1), batch.labels[:, 1:].flatten()
+    logits_BLV = model(input_ids=batch.inputs, use_cache=False, **placed).logits
+    # Moving the labels, and not the logits, spares a copy of the largest tensor there is.
+    next_BL = nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+    return logits_BLV.flatten(0, 1), next_BL.flatten()
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -18,12 +18,12 @@ SEPARATOR = "//"
 
 
 def adamw(model: nn.Module, training: Training, device: torch.device) -> AdamW:
-    """The optimizer of the parameters that learn; one kernel for all of them on a GPU."""
+    """The optimizer of the parameters that learn; in one kernel, where there is one."""
     return AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
-        fused=True if device.type == "cuda" else None,
+        fused=True if device.type in ("cpu", "cuda", "xpu") else None,
     )
 
 

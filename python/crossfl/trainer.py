@@ -70,6 +70,8 @@ class Trainer:
         keeps = training.local_optimizer == "keep"
         self._memory = Memory(task, "optimizer") if keeps else None
         self._samples = data.read(dataset, "train")
+        drawn = task.local_steps * training.batch_size
+        self._order = data.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
         self._valid = data.read(dataset, "valid")[: training.validation_samples]
         facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
         saves = training.checkpoint_steps is not None
@@ -254,11 +256,11 @@ class Trainer:
     def _batches(self, step: int) -> list[Batch]:
         """This rank's share of the samples of a step, in micro-batches."""
         training, size = self._training, self._training.batch_size
-        start = self._task.samples_seen + step * size
-        indices = data.order(len(self._samples), self._task.data_seed, start, size)
+        mine = self._order[step * size : (step + 1) * size][
+            self._parallel.rank :: self._parallel.number
+        ]
         encoded = [
-            data.encode(self._samples[i], self._tokenizer, training.sequence_length)
-            for i in indices[self._parallel.rank :: self._parallel.number]
+            data.encode(self._samples[i], self._tokenizer, training.sequence_length) for i in mine
         ]
         packs = training.batching == "packed"
         rows = rows_of(encoded, training.sequence_length if packs else None)
