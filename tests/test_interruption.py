@@ -78,7 +78,8 @@ def test_a_signal_ends_the_round_with_what_was_done(
     said = manifest.verify(update, "update")
     steps = said["steps"]
     assert said["status"] == "partial"
-    assert said["reason"].startswith(f"{steps} of 1000000 steps: SIG")
+    why = said["reason"].removeprefix(f"{steps} of 1000000 steps: ")
+    assert why.startswith("SIG") or (launcher and why == "another rank was told to stop")
     assert 1 <= steps < 10**6
     assert said["samples"] == 4 * steps
 
