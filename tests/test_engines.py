@@ -86,7 +86,7 @@ def test_progress_is_shown_and_the_engine_is_quiet(by_streamflow: Path) -> None:
             "karolina, dataset: nothing",
             "karolina is absent: dataset 'nothing'",
         ),
-        ("name: karolina", "name: nowhere", "Facility 'nowhere'"),
+        ("name: karolina", "name: nowhere", "facilities without a deployment"),
         ("name: karolina", "name: leonardo", "'leonardo' is named twice"),
         ("diloco", "newton", "newton"),
     ],
@@ -107,6 +107,8 @@ def test_a_run_that_cannot_succeed_ends_with_a_message(
     assert "Traceback" not in result.stderr
     assert time.monotonic() - begun < 60
     assert not (out / "global_model").exists()
+    if "deployment" in message:
+        assert "EXECUTING" not in result.stderr  # before anything ran
 
 
 def test_a_step_bound_to_the_wrong_place_does_not_train(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from crossfl.environment import PLACEHOLDER
 from crossfl.errors import CrossFLError
 from crossfl.job import Job
 
-FILTER = "crossfl.facility"
 COMMAND = re.compile(r"{{\s*streamflow_command\s*}}")
 FAILED = 1
 """Exit status where something fails."""
@@ -78,28 +77,24 @@ class Federation:
         bind.validate(document)
         name, results = path.name, [Result(path.name, "schema", "pass", "the engine accepts it")]
         deployments = document.get("deployments") or {}
-        filters = document.get("bindingFilters") or {}
         targets: dict[tuple[str, str | None], None] = {}
         datasets: dict[str, list[str]] = {}
         for workflow in document["workflows"].values():
             config, bindings = workflow["config"], workflow.get("bindings") or []
             cwl = path.parent / config["file"]
             known = bind.steps(cwl) | {"/"}
-            routed: set[str] = set()
             for binding in bindings:
                 if "step" in binding and (step := binding["step"]) not in known:
                     raise CrossFLError(
                         f"{path}: a binding matches no step: {step!r}; {cwl} has "
                         f"{', '.join(sorted(known))}"
                     )
-                for deployment, service in _targets(binding):
+                for deployment, service in bind.targets_of(binding):
                     if deployment not in deployments:
                         raise CrossFLError(f"{path}: a binding names no deployment: {deployment!r}")
                     targets[deployment, service] = None
-                    if any(filters.get(f, {}).get("type") == FILTER for f in _filters(binding)):
-                        routed.add(deployment)
             results.append(Result(name, "bindings", "pass", f"each matches a step of {cwl.name}"))
-            if not routed:
+            if not bind.routed(workflow, document):
                 continue
             if "settings" not in config:
                 warning = "no job file: neither facilities nor datasets are known"
@@ -108,11 +103,7 @@ class Federation:
                 continue
             job_file = path.parent / config["settings"]
             job = Job.load(job_file)
-            if absent := sorted({f.name for f in job.facilities} - routed):
-                raise CrossFLError(
-                    f"{job_file} has facilities without a deployment in {path}: "
-                    f"{', '.join(absent)}; bind again, or take them out of the job file"
-                )
+            bind.check_placed(document, path)
             for facility in job.facilities:
                 datasets.setdefault(facility.name, []).append(facility.dataset)
             said = f"{len(job.facilities)} facilities of {job_file.name} have a deployment"
@@ -137,17 +128,6 @@ def _read(path: Path) -> dict[str, Any]:
             f"crossfl bind --from {path}"
         )
     return document
-
-
-def _targets(binding: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    target = binding["target"]
-    for each in target if isinstance(target, list) else [target]:
-        yield each.get("deployment", each.get("model")), each.get("service")
-
-
-def _filters(binding: Mapping[str, Any]) -> list[str]:
-    filters = binding.get("filters") or []
-    return [filters] if isinstance(filters, str) else filters
 
 
 def _site(

@@ -14,7 +14,7 @@ import base64
 import re
 from collections.abc import Awaitable, Callable, Collection
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from streamflow.core.context import StreamFlowContext
@@ -34,7 +34,7 @@ from streamflow.workflow.step import ExecuteStep, ScheduleStep, TransferStep
 from streamflow.workflow.token import JobToken, ListToken
 from streamflow.workflow.utils import get_job_token
 
-from crossfl import site
+from crossfl import bind, site
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ class FacilityFailureManager(FailureManager):
 
     def __init__(self, context: StreamFlowContext) -> None:
         super().__init__(context)
+        if "path" in context.config:  # of a run, and not of a command about runs
+            bind.check_placed(context.config, Path(context.config["path"]))
         self.words: dict[str, str] = {}
         """The scheduler's word on how a job ended, where the engine would not hear it."""
         self.queue_timeouts: dict[str, int] = {}
