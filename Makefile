@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-schedulers test-faults lint lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-experiments test-schedulers test-faults lint lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -50,7 +50,10 @@ test: $(READY) ## lint, types and every test
 	$(BIN)/python -m pytest
 
 test-acceptance: $(READY) ## the default federation for real, and what each facility learns alone
-	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance
+	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance/test_default_job.py
+
+test-experiments: $(READY) ## each experiment through the engine, cut short; what federation is for
+	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance/test_experiments.py
 
 test-schedulers: $(READY) ## real sshd and Slurm on this machine, as root; see environments/testbed
 	environments/testbed/install.sh
