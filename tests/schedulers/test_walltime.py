@@ -21,7 +21,8 @@ ROUND = ROOT / "tests" / "cwl" / "round"
 def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path, how: str) -> None:
     """The job script is the one that `crossfl bind` makes, with a command in place of the engine's.
 
-    At the walltime it stops by the clock; told a minute before, or cancelled, by the signal.
+    At the walltime it stops by the clock; told a minute before, or cancelled, by the signal. A
+    cancelled step hears of it twice: from Slurm, and from the launcher, which passes it on.
     """
     data = place_data(alpha, WORDS / "leonardo" / "words")
     (tmp_path / "data").mkdir()
@@ -58,5 +59,5 @@ def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path
     said = json.loads(path.read_text())
     assert said["status"] == "partial", log
     assert said["samples"] == 4 * said["steps"] > 0
-    why = {"walltime": "the job ends in", "signal": "SIGUSR1 was", "cancel": "SIGTERM was"}
-    assert why[how] in said["reason"]
+    why = {"walltime": ["the job ends in"], "signal": ["SIGUSR1 was"]}
+    assert any(w in said["reason"] for w in why.get(how, ["SIGTERM was", "SIGUSR1 was"]))
