@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from streamflow.core.context import StreamFlowContext
 from streamflow.core.data import DataType
+from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import (
     FailureHandlingException,
     UnrecoverableWorkflowException,
@@ -283,11 +284,26 @@ class FacilityFailureManager(FailureManager):
                 self.context.data_manager.register_path(location, directory, directory)
 
 
-def absence(job_name: str | None) -> dict[str, str]:
-    """What is added to the environment of a job: the reason, where the stand-in does it."""
-    manager = FacilityFailureManager.current
-    reason = manager.absences.get(job_name) if manager and job_name else None
-    return {} if reason is None else {site.ABSENT: base64.b64encode(reason.encode()).decode()}
+class StandsIn(Connector):
+    """To be inherited from before the engine's connector: a stand-in is told why it stands in."""
+
+    async def run(
+        self,
+        location: ExecutionLocation,
+        command: MutableSequence[str],
+        environment: MutableMapping[str, str] | None = None,
+        *args: Any,
+        job_name: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, int] | None:
+        manager = FacilityFailureManager.current
+        if manager and job_name and (reason := manager.absences.get(job_name)):
+            said = {site.ABSENT: base64.b64encode(reason.encode()).decode()}
+            environment = {**(environment or {}), **said}
+        answer: tuple[str, int] | None = await super().run(
+            location, command, environment, *args, job_name=job_name, **kwargs
+        )
+        return answer
 
 
 def facility_of(job: Job) -> str:

@@ -5,13 +5,12 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import MutableMapping
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import psutil
-from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowDefinitionException
 from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
@@ -23,7 +22,7 @@ from crossfl.journal import VARIABLE as JOURNAL
 from crossfl.journal import acquire
 from crossfl.streamflow.archive import SafeCopies
 from crossfl.streamflow.ending import interrupt_on_termination
-from crossfl.streamflow.failures import absence
+from crossfl.streamflow.failures import StandsIn
 
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
 """Tells the steps of these deployments from other processes of the engine."""
@@ -38,7 +37,7 @@ class LocalConnector(SafeCopies, EngineLocalConnector):
         return files(__package__).joinpath("schemas", "base", "local.json").read_text("utf-8")
 
 
-class FacilityLocalConnector(LocalConnector):
+class FacilityLocalConnector(StandsIn, LocalConnector):
     """Runs steps here, telling them which facility this is and where its data lies.
 
     It also shows the progress of the steps of all such deployments, in place of the engine's own
@@ -109,22 +108,6 @@ class FacilityLocalConnector(LocalConnector):
             cls._follower.stop()
             cls._follower = None
             Path(os.environ.pop(progress.VARIABLE)).unlink(missing_ok=True)
-
-    async def run(
-        self,
-        location: ExecutionLocation,
-        command: MutableSequence[str],
-        environment: MutableMapping[str, str] | None = None,
-        *args: Any,
-        job_name: str | None = None,
-        **kwargs: Any,
-    ) -> tuple[str, int] | None:
-        """Run a command; a stand-in is told why it stands in."""
-        environment = {**(environment or {}), **absence(job_name)}
-        answer: tuple[str, int] | None = await super().run(
-            location, command, environment, *args, job_name=job_name, **kwargs
-        )
-        return answer
 
     async def get_available_locations(
         self, service: str | None = None

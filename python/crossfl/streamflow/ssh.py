@@ -13,9 +13,11 @@ import time
 from collections.abc import MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 import asyncssh
+from streamflow.core.data import StreamWrapper
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import UnrecoverableWorkflowException, WorkflowExecutionException
 from streamflow.core.scheduling import AvailableLocation
@@ -24,6 +26,8 @@ from streamflow.deployment.connector.ssh import (
     SSHContext,
     SSHContextFactory,
     SSHContextManager,
+    SSHStreamWriterWrapper,
+    SSHStreamWriterWrapperContextManager,
     get_param_from_file,
     parse_hostname,
 )
@@ -31,7 +35,7 @@ from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnect
 from streamflow.log_handler import logger
 
 from crossfl.streamflow.archive import SafeStreams
-from crossfl.streamflow.failures import absence
+from crossfl.streamflow.failures import StandsIn
 
 KEEPALIVE_SECONDS = 15
 """A connection that is silent for four times this long is dead, and said to be so."""
@@ -193,7 +197,60 @@ class Context(SSHContext):
             ) from error
 
 
-class SSHConnector(SafeStreams, EngineSSHConnector):
+class Sink(SSHStreamWriterWrapper):
+    """What a command at the host reads: closed, it is at its end, and the command goes on."""
+
+    async def _close(self) -> None:
+        self.stream.write_eof()
+
+
+class Upload(SSHStreamWriterWrapperContextManager):
+    """Waits for the command that reads the stream: only it knows whether all came and was kept.
+
+    The engine drops the connection's channel instead, and takes whatever was sent as arrived.
+    """
+
+    def __init__(self, *args: Any, connector: SSHConnector, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._connector = connector
+
+    async def __aenter__(self) -> StreamWrapper:
+        self.ssh_context = self.ssh_context_factory.get(
+            command=" ".join(self.command),
+            environment=self.environment,
+            stdout=asyncio.subprocess.DEVNULL,
+            encoding=None,
+        )
+        self._process: asyncssh.SSHClientProcess[bytes] = await self.ssh_context.__aenter__()
+        self.stream = Sink(self._process.stdin)
+        return self.stream
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                await self.stream.close()
+            if kind is None or issubclass(kind, OSError | asyncssh.Error):
+                await self._end()
+        finally:
+            await self.ssh_context.__aexit__(kind, error, trace)
+
+    async def _end(self) -> None:
+        done = await self._process.wait()
+        if done.exit_status != 0:
+            stderr = cast(bytes, done.stderr).decode(errors="replace")
+            said = stderr.partition("\n")[0][:200]
+            raise UnreachableError(
+                f"Deployment {self._connector.deployment_name}: what was sent there did not arrive "
+                f"whole: {said or 'the connection was lost'}"
+            )
+
+
+class SSHConnector(StandsIn, SafeStreams, EngineSSHConnector):
     """Hosts reached over SSH.
 
     Args:
@@ -228,22 +285,6 @@ class SSHConnector(SafeStreams, EngineSSHConnector):
                     f"within {PROBE_SECONDS} s"
                 ) from None
 
-    async def run(
-        self,
-        location: ExecutionLocation,
-        command: MutableSequence[str],
-        environment: MutableMapping[str, str] | None = None,
-        *args: Any,
-        job_name: str | None = None,
-        **kwargs: Any,
-    ) -> tuple[str, int] | None:
-        """Run a command; a stand-in is told why it stands in."""
-        environment = {**(environment or {}), **absence(job_name)}
-        answer: tuple[str, int] | None = await super().run(
-            location, command, environment, *args, job_name=job_name, **kwargs
-        )
-        return answer
-
     async def get_available_locations(
         self, service: str | None = None
     ) -> MutableMapping[str, AvailableLocation]:
@@ -267,6 +308,16 @@ class SSHConnector(SafeStreams, EngineSSHConnector):
             )
             for name in (location.hostname for location in self.nodes.values())
         }
+
+    async def get_stream_writer(
+        self, command: MutableSequence[str], location: ExecutionLocation
+    ) -> Upload:
+        return Upload(
+            connector=self,
+            command=command,
+            environment=location.environment,
+            ssh_context_factory=self._get_ssh_context_factory(location),
+        )
 
     def _revive(self) -> None:
         """Give each command its own attempts: a host that was given up may be up again."""
