@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from crossfl import checkpoint, manifest, site
+from crossfl import checkpoint, manifest, outputs, site
 from crossfl.errors import CrossFLError
 from crossfl.records import Lora
 
@@ -93,7 +93,7 @@ def create(config: "PreTrainedConfig", lora: Lora, seed: int, directory: Path) -
             bound = 1 / math.sqrt(tensor.shape[1])  # as peft's own, Kaiming with a = √5
             start[name].uniform_(-bound, bound, generator=generator)
     _write(start, directory)
-    (directory / FILE).write_text(json.dumps(lora.asdict(), indent=1) + "\n")
+    outputs.write_json(directory / FILE, lora.asdict())
 
 
 def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
