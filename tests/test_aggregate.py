@@ -31,7 +31,7 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _rewrite(update: Path, **fields: Any) -> None:
     """Change an update as a site could: its manifest agrees with what it holds."""
     old = json.loads((update / "manifest.json").read_text())
-    kept = {k: v for k, v in old.items() if k not in ("kind", "format", "digest", "files")}
+    kept = {k: v for k, v in old.items() if k not in ("kind", "format", "digest", "files", "seal")}
     manifest.write(update, "update", kept | fields)
 
 

@@ -28,6 +28,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut": (lambda d: _cut_half(d / "manifest.json"), "is not a manifest"),
     "empty manifest": (lambda d: (d / "manifest.json").write_text("{}"), "is not a manifest"),
     "a digest changed": (lambda d: _replace_digest(d / "manifest.json"), "does not agree"),
+    "a count changed": (lambda d: _replace(d, '"tokens": ', '"tokens": 9'), "does not agree"),
     "a newer format": (lambda d: _replace(d, '"format": 1', '"format": 2'), "has format 2"),
     "another kind": (lambda d: _replace(d, '"update"', '"model"'), "describes a model"),
 }

@@ -1,5 +1,6 @@
 """Signed updates: nobody speaks for another facility, for another round, or with other numbers."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROUND
-from crossfl import gate, signature
+from crossfl import gate, manifest, signature
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.manifest import FILE, SIGNATURE
@@ -75,8 +76,9 @@ def test_what_is_signed_cannot_be_changed(
 ) -> None:
     update = round_ / "leonardo" / "update"
     _sign(update, keys["leonardo"], monkeypatch)
-    path = update / FILE
-    path.write_text(path.read_text().replace('"tokens": ', '"tokens": 9'))
+    said = json.loads((update / FILE).read_text())
+    said["tokens"] *= 9
+    (update / FILE).write_text(json.dumps(said | {"seal": manifest.seal(said)}))
     assert "its signature is not leonardo's" in str(_admit(update)["leonardo"])
 
 

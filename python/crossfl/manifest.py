@@ -68,6 +68,7 @@ def write(
         if path.is_file() and path != directory / FILE
     }
     manifest = {"kind": kind, "format": FORMAT, **fields, "digest": digest(files), "files": files}
+    manifest["seal"] = seal(manifest)
     (directory / FILE).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
@@ -108,7 +109,7 @@ def verify(directory: Path, kind: Kind, only: Collection[str] | None = None) -> 
     """
     manifest = read(directory, kind)
     files = manifest["files"]
-    if manifest.get("digest") != digest(files):
+    if (manifest.get("digest"), manifest.get("seal")) != (digest(files), seal(manifest)):
         raise CrossFLError(f"{directory / FILE} does not agree with itself: send it again")
     found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()}
     if unlisted := sorted(found - set(files) - {FILE, SIGNATURE}):
@@ -154,3 +155,9 @@ def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """One sha256 over those of several files and their names."""
     lines = "".join(f"{files[name]['sha256']}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """One sha256 over all else that a manifest says: counts, round, base and the files' own."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
