@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
+from crossfl.streamflow.ssh import SSHConnector
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEDULERS = ROOT / "tests" / "schedulers"
 FULL = os.environ.get("FAULTS") == "full"
@@ -40,6 +42,18 @@ testbed, sites, alpha, engine, shim, python = (
 _federation = _load("testbed_federation", SCHEDULERS / "test_federation.py")
 place_data = _federation.place_data
 _testbed = _load("testbed_daemons", ROOT / "environments" / "testbed" / "testbed.py")
+
+
+def ssh(site: Any) -> SSHConnector:
+    """A connection to the login node of a site, without the engine."""
+    return SSHConnector(
+        deployment_name=site.name,
+        config_dir="/",
+        nodes=[site.facts["hostname"]],
+        username=site.facts["username"],
+        sshKey=site.facts["ssh_key"],
+        knownHosts=site.facts["known_hosts"],
+    )
 
 
 @pytest.fixture

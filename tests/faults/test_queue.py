@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from conftest import Login
+from conftest import Login, ssh
 from crossfl.streamflow import queue
 from crossfl.streamflow.slurm import SlurmConnector
-from crossfl.streamflow.ssh import SSHConnector
 
 DAY = 24 * 3600
 SECONDS = 12
@@ -28,14 +28,7 @@ async def test_a_day_in_the_queue_is_no_failure(
         return begun + (time.monotonic() - begun) * DAY / SECONDS
 
     monkeypatch.setattr(queue, "time", SimpleNamespace(monotonic=clock))
-    inner = SSHConnector(
-        deployment_name="alpha-login",
-        config_dir="/",
-        nodes=[alpha.facts["hostname"]],
-        username=alpha.facts["username"],
-        sshKey=alpha.facts["ssh_key"],
-        knownHosts=alpha.facts["known_hosts"],
-    )
+    inner = ssh(alpha)
     connector = SlurmConnector(
         deployment_name="alpha",
         config_dir="/",
@@ -47,8 +40,6 @@ async def test_a_day_in_the_queue_is_no_failure(
     try:
         available = await connector.get_available_locations("train")
         location = next(iter(available.values())).location
-        import asyncio
-
         running = asyncio.create_task(
             connector.run(
                 location,
