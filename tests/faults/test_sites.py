@@ -97,7 +97,8 @@ def test_another_bad_week(
     alpha: Any,
     shim: Callable[[Any, str, str], None],
 ) -> None:
-    """The login node goes down during the job and the download; the scheduler restarts.
+    """The login node goes down in the job, the download, the upload and between rounds, and comes
+    back each time; the scheduler restarts.
 
     A job that outlives its controller's restart counts, unless Slurm, which has no accounting here,
     has forgotten it; everything else costs alpha its round.
@@ -106,9 +107,10 @@ def test_another_bad_week(
         {"name": "alpha", "dataset": "words", "attempts": 1, "queue_timeout": 20},
         {"name": "leonardo", "dataset": "words"},
     ]
-    week = federation(rounds=5, facilities=facilities)
+    week = federation(rounds=7, facilities=facilities)
     home = Path(alpha.facts["home"])
-    (home / "chf").unlink(missing_ok=True)
+    for mode in ("chf", "xpf"):
+        (home / mode).unlink(missing_ok=True)
 
     run = week.start()
     week.wait_for(alpha.jobs, run)
@@ -127,15 +129,28 @@ def test_another_bad_week(
 
     (home / "bin" / "tar").unlink()
     login.start()
+    week.wait_for_round(4, run)
+    login.stop()  # between rounds
+    week.wait_for_round(5, run)
+
+    shim(alpha, "tar", SLOW.format(mode="xpf"))
+    login.start()
+    week.wait_for((home / "xpf").exists, run)
+    login.stop()  # during the upload
+    week.wait_for_round(6, run)
+
+    (home / "bin" / "tar").unlink()
+    login.start()
     assert week.end(run) == 0, week.log()
 
     history = week.history()
-    assert [entry["round"] for entry in history] == list(range(1, 6))
+    assert [entry["round"] for entry in history] == list(range(1, 8))
     assert all(e["facilities"]["leonardo"]["status"] == "complete" for e in history)
     parts = [e["facilities"]["alpha"] for e in history]
     assert parts[1]["status"] == "complete" or "UNKNOWN" in parts[1]["reason"], parts[1]
-    assert parts[-1]["status"] == "complete", parts[-1]["reason"]
-    for number in (1, 3):
+    for number in (4, 7):
+        assert parts[number - 1]["status"] == "complete", parts[number - 1]["reason"]
+    for number in (1, 3, 5, 6):
         assert parts[number - 1]["status"] == "absent", number
         assert "Deployment alpha" in parts[number - 1]["reason"]
     # A job that nobody could cancel ends by itself, and its update is never taken for another's.
