@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +36,8 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 _sites = _load("testbed_fixtures", SCHEDULERS / "conftest.py")
-Engine, Outcome, Site, STREAMFLOW = _sites.Engine, _sites.Outcome, _sites.Site, _sites.STREAMFLOW
-heed_signals = _sites.heed_signals
+Engine, Outcome, Site = _sites.Engine, _sites.Outcome, _sites.Site
+streamflow, unset = _sites.streamflow, _sites.unset
 testbed, sites, alpha, engine, shim, python = (
     getattr(_sites, name) for name in ("testbed", "sites", "alpha", "engine", "shim", "python")
 )
@@ -95,6 +97,18 @@ class Login:
         time.sleep(3)
         _testbed.start_cluster(self._testbed, self._site)
 
+    def forget_jobs(self) -> None:
+        """Stop slurmctld, and start it without a memory."""
+        name = f"slurmctld-{self._site.cluster}"
+        _testbed.halt(self._testbed, name)
+        shutil.rmtree(self._testbed.cluster("alpha") / "state")
+        _testbed.start_cluster(self._testbed, self._site)
+
+    def nodes(self, state: str) -> None:
+        """Set the state of all nodes; one that has come back by itself is left alone."""
+        with contextlib.suppress(_testbed.TestbedError):
+            self.slurm("scontrol", "update", "NodeName=ALL", f"State={state}", "Reason=a test")
+
     def slurm(self, *words: str) -> str:
         """A command of the cluster's administrator."""
         return str(_testbed.slurm(self._testbed, "alpha", *words))
@@ -106,6 +120,7 @@ class Federation:
     def __init__(self, folder: Path, alpha: Any, python: Path, **job: Any) -> None:
         self.folder = folder
         self.events_file = folder / "progress"
+        self.runs: list[subprocess.Popen[bytes]] = []
         words = ROOT / "tests" / "cwl" / "data"
         data = place_data(alpha, words / "leonardo" / "words")
         self.job = {
@@ -127,20 +142,8 @@ class Federation:
             "aggregation": {"quorum": 1},
         } | job
         (folder / "job.json").write_text(json.dumps(self.job))
-        settings = {
-            "alpha.host": alpha.facts["hostname"],
-            "alpha.user": alpha.facts["username"],
-            "alpha.key": alpha.facts["ssh_key"],
-            "alpha.known_hosts": alpha.facts["known_hosts"],
-            "alpha.account": "crossfl",
-            "alpha.workdir": alpha.facts["workdir"],
-            "alpha.venv": str(python),
-            "alpha.data": str(data),
-            "alpha.time": "00:05:00",
-            "alpha.partition": "boost",
-            "leonardo.folder": os.path.relpath(words / "leonardo", folder),
-        }
-        (folder / "settings.json").write_text("{}")
+        settings = {f"alpha.{k}": v for k, v in alpha.settings(python, data).items()}
+        settings["leonardo.folder"] = os.path.relpath(words / "leonardo", folder)
         command = ["bind", "--job", "job.json", "-o", "federation.yml"]
         command += ["--facility", "alpha=slurm", "--facility", "leonardo=local"]
         command += [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
@@ -151,22 +154,13 @@ class Federation:
         text = text.replace("      nodes:", "      retries: 2\n      retryDelay: 1\n      nodes:")
         text = text.replace("pollingInterval: 10", "pollingInterval: 1\n      statusTimeout: 10")
         path.write_text(text)
-        self.begun = time.monotonic()
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CROSSFL_")}
         self.events_file.touch()
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [STREAMFLOW, "run", "federation.yml", "--outdir", "out"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env=environment | {"CROSSFL_PROGRESS": str(self.events_file)},
-                start_new_session=True,
-                preexec_fn=heed_signals,
-            )
+        environment = unset() | {"CROSSFL_PROGRESS": str(self.events_file)}
+        path, out = self.folder / "federation.yml", self.folder / "out"
+        self.runs.append(streamflow(path, out, self.folder / "log", environment))
+        return self.runs[-1]
 
     def events(self) -> list[dict[str, Any]]:
         """What the steps on this machine have reported so far."""
@@ -208,6 +202,15 @@ class Federation:
 
 
 @pytest.fixture
-def federation(tmp_path: Path, alpha: Any, python: Path) -> Callable[..., Federation]:
-    """Makes a federation of alpha and leonardo."""
-    return lambda **job: Federation(tmp_path, alpha, python, **job)
+def federation(tmp_path: Path, alpha: Any, python: Path) -> Iterator[Callable[..., Federation]]:
+    """Makes a federation of alpha and leonardo; its runs end with the test."""
+    made: list[Federation] = []
+
+    def make(**job: Any) -> Federation:
+        made.append(Federation(tmp_path, alpha, python, **job))
+        return made[-1]
+
+    yield make
+    for run in (run for each in made for run in each.runs if run.poll() is None):
+        run.kill()
+        run.wait()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import FULL, ROOT, STREAMFLOW, heed_signals
+from conftest import FULL, ROOT, streamflow
 from crossfl.job import Job
 from crossfl.simulate import simulate
 
@@ -52,17 +52,12 @@ class Local:
         document["deployments"]["vm"]["config"] = {"journal": "journal"}
 
     def start(self) -> subprocess.Popen[bytes]:
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [STREAMFLOW, "run", "streamflow.yml", "--outdir", "out"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env=os.environ | {"CROSSFL_PROGRESS": str(self.progress)},
-                start_new_session=True,
-                preexec_fn=heed_signals,
-            )
+        return streamflow(
+            self.folder / "streamflow.yml",
+            self.folder / "out",
+            self.folder / "log",
+            os.environ | {"CROSSFL_PROGRESS": str(self.progress)},
+        )
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.progress.read_text().splitlines()]

@@ -157,6 +157,70 @@ def test_another_bad_week(
     alpha.wait_for_jobs(0, seconds=60)
 
 
+HOG = 'python3 -c "import time; b = bytearray(900 << 20); time.sleep(60)"'
+"""More memory than the site grants a job."""
+LONG = "scontrol update JobId=$SLURM_JOB_ID TimeLimit=1; sleep 300"
+ONCE = "scontrol update JobId=$SLURM_JOB_ID Requeue=0; sleep 60"
+"""A job that Slurm is not to put back into the queue."""
+
+
+def test_a_week_of_bad_jobs(
+    federation: Callable[..., Federation], login: Login, alpha: Any
+) -> None:
+    """Out of memory, out of time, no node, a node lost, a scheduler's memory lost: one round each.
+
+    The reason is the scheduler's own word for it.
+    """
+    facilities = [
+        {"name": "alpha", "dataset": "words", "attempts": 1, "queue_timeout": 15},
+        {"name": "leonardo", "dataset": "words"},
+    ]
+    week = federation(rounds=6, facilities=facilities)
+    fault = Path(alpha.facts["home"]) / "fault"
+    script = week.folder / "federation.d" / "alpha.sh"
+    text = script.read_text()
+    script.write_text(text.replace("trap :", f"[ ! -e {fault} ] || . {fault}\ntrap :"))
+
+    fault.write_text(HOG)
+    run = week.start()
+    try:
+        week.wait_for_round(1, run)
+        fault.write_text(LONG)
+        week.wait_for_round(2, run)
+        fault.unlink()
+        login.nodes("DRAIN")
+        week.wait_for_round(3, run)
+        login.nodes("RESUME")
+        fault.write_text(ONCE)
+        week.wait_for(lambda: running(alpha), run)
+        login.nodes("DOWN")
+        week.wait_for_round(4, run)
+        login.nodes("RESUME")
+        week.wait_for(lambda: running(alpha), run)
+        login.forget_jobs()
+        week.wait_for_round(5, run)
+    finally:
+        fault.unlink(missing_ok=True)
+        login.nodes("RESUME")
+    assert week.end(run) == 0, week.log()
+
+    history = week.history()
+    assert [entry["round"] for entry in history] == list(range(1, 7))
+    assert all(e["facilities"]["leonardo"]["status"] == "complete" for e in history)
+    parts = [e["facilities"]["alpha"] for e in history]
+    words = ["OUT_OF_MEMORY", "TIMEOUT", "QUEUE_TIMEOUT", "NODE_FAIL", "UNKNOWN"]
+    for word, part in zip(words, parts, strict=False):
+        assert part["status"] == "absent"
+        assert f"ended in {word}" in part["reason"], part["reason"]
+    assert "DRAINED" in parts[2]["reason"]
+    assert parts[5]["status"] == "complete", parts[5]["reason"]
+
+
+def running(site: Any) -> list[str]:
+    """The jobs of a site that have begun."""
+    return str(site.shell("squeue -h --me -t running -o %i")).split()
+
+
 def test_a_wrong_host_key_is_no_absence(federation: Callable[..., Federation]) -> None:
     """The quorum would do without alpha; but somebody may be posing as it."""
     found = federation()

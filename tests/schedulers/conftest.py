@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,23 @@ class Site:
             "config": config | changes,
         }
 
+    def settings(self, python: Path, data: Path) -> dict[str, str]:
+        """What `crossfl bind` is told of the site, for a Python and data that its user can read."""
+        settings = {
+            "host": self.facts["hostname"],
+            "user": self.facts["username"],
+            "key": self.facts["ssh_key"],
+            "known_hosts": self.facts["known_hosts"],
+            "account": "crossfl",
+            "workdir": self.facts["workdir"],
+            "venv": str(python),
+            "data": str(data),
+            "time": "00:05:00",
+        }
+        if self.scheduler == "slurm":
+            return settings | {"partition": "boost"}
+        return settings | {"queue": "boost", "chunk": "ncpus=1"}
+
     def walltime(self, seconds: int) -> dict[str, Any]:
         """A service that grants so many seconds."""
         clock = f"00:{seconds // 60:02}:{seconds % 60:02}"
@@ -120,6 +137,28 @@ def heed_signals() -> None:
     """Let a run heed the signals that whoever started the tests may have had ignored (nohup)."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def streamflow(
+    path: Path, outdir: Path, log: Path, environment: Mapping[str, str] = os.environ
+) -> subprocess.Popen[bytes]:
+    """Start `streamflow run` on a StreamFlow file, in a session of its own."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [STREAMFLOW, "run", str(path), "--outdir", str(outdir)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd=path.parent,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=heed_signals,
+        )
+
+
+def unset() -> dict[str, str]:
+    """The environment of a person who has set nothing of ours by hand."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("CROSSFL_")}
 
 
 class Engine:
@@ -165,16 +204,8 @@ class Engine:
 
     def start(self, *args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
         path = self.write(*args, **kwargs)
-        with (self.folder / "log").open("wb") as log:
-            return subprocess.Popen(
-                [STREAMFLOW, "run", str(path), "--outdir", str(self.outdir)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-                preexec_fn=heed_signals,
-            )
+        (self.folder / "log").unlink(missing_ok=True)
+        return streamflow(path, self.outdir, self.folder / "log")
 
     def wait(
         self, process: subprocess.Popen[bytes], since: float, seconds: float = RUN_SECONDS

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import ROOT, STREAMFLOW, Engine, Outcome, Site
+from conftest import ROOT, Engine, Outcome, Site, streamflow, unset
 from crossfl.job import Job
 from crossfl.simulate import simulate
 
@@ -47,23 +47,11 @@ def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], *
     for site in sites:
         kind = "slurm" if site.scheduler == "slurm" else "pbs"
         words += ["--facility", f"{site.name}={kind}"]
-        settings = {
-            "host": site.facts["hostname"],
-            "user": site.facts["username"],
-            "key": site.facts["ssh_key"],
-            "known_hosts": site.facts["known_hosts"],
-            "account": "crossfl",
-            "workdir": site.facts["workdir"],
-            "venv": str(python),
-            "data": str((data / site.name).resolve()),
-            "time": "00:05:00",
-        }
+        settings = site.settings(python, (data / site.name).resolve())
         if kind == "slurm":
-            settings |= {"partition": "boost", **more}
+            settings |= more
             if "container" in more:
                 del settings["venv"]
-        else:
-            settings |= {"queue": "boost", "chunk": "ncpus=1"}
         words += [w for k, v in settings.items() for w in ("--set", f"{site.name}.{k}={v}")]
     subprocess.run([sys.executable, "-m", "crossfl", *words], cwd=folder, check=True)
     return folder / "federation.yml"
@@ -72,16 +60,9 @@ def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], *
 def federate(path: Path, engine: Engine) -> Outcome:
     """Run it, with nothing set by hand."""
     begun = time.monotonic()
-    with (path.parent / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [STREAMFLOW, "run", str(path), "--outdir", str(engine.outdir)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=path.parent,
-            env={k: v for k, v in os.environ.items() if not k.startswith("CROSSFL_")},
-            start_new_session=True,
-        )
+    log = path.parent / "log"
+    log.unlink(missing_ok=True)
+    process = streamflow(path, engine.outdir, log, unset())
     return engine.wait(process, begun, RUN_SECONDS)
 
 
