@@ -61,7 +61,7 @@ test-schedulers: $(READY) ## real sshd and Slurm on this machine, as root; see e
 
 test-faults: $(READY) ## faults injected into real runs, as root, on the same testbed; FAULTS=full for more
 	environments/testbed/install.sh
-	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/faults
+	$(BIN)/python -m pytest --override-ini addopts=-ra --timeout 420 $(AGAIN) tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -76,6 +76,7 @@ class Local:
         return (self.folder / "log").read_text(errors="replace")
 
 
+@pytest.mark.timeout(60 * KILLS)
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """No finished round is lost, and none but an interrupted one is trained again."""
     local, chance = Local(tmp_path), random.Random(6)

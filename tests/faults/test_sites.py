@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from conftest import Federation, Login
+
+END_SECONDS = 30
+"""In which a run ends, once it has said what it cannot survive."""
 
 CUT = """\
 for word; do [ "$word" = chf ] && cut=yes; done
@@ -233,6 +238,37 @@ def test_a_wrong_host_key_is_no_absence(federation: Callable[..., Federation]) -
     (found.folder / "known").write_text(f"[{host}]:{port} {public}\n")
     path.write_text(re.sub(r"knownHosts: .*", "knownHosts: known", text))
     run = found.start()
-    assert found.end(run, seconds=120) != 0
-    assert "WRONG HOST KEY" in found.log()
+    found.wait_for(lambda: "WRONG HOST KEY" in found.log(), run)
+    assert found.end(run, seconds=END_SECONDS) != 0
     assert not (found.folder / "out" / "global_model").exists()
+
+
+@pytest.mark.parametrize("below", ["stop", "skip", "wait"])
+def test_below_quorum(federation: Callable[..., Federation], login: Login, below: str) -> None:
+    """The quorum is both, and alpha is down; then it comes back."""
+    rules = {"quorum": 2, "below_quorum": below, "wait_seconds": 5}
+    found = federation(aggregation=rules)
+    login.stop()
+    run = found.start()
+    said = "1 of 2 updates can be averaged, and the quorum is 2: alpha is absent: "
+    if below == "stop":
+        found.wait_for(lambda: said in found.log(), run)
+        assert found.end(run, seconds=END_SECONDS) != 0
+        assert not (found.folder / "out" / "global_model").exists()
+        login.start()
+        run = found.start()  # the same command goes on
+    else:
+        phase = "aggregate" if below == "skip" else "wait"
+        found.wait_for(lambda: any(e["phase"] == phase for e in found.events()), run)
+        login.start()
+    assert found.end(run) == 0, found.log()
+    first, second = found.history()
+    assert (first["round"], second["round"]) == (1, 2)
+    assert all(part["status"] == "complete" for part in second["facilities"].values())
+    if below == "skip":
+        assert said in first["skipped"]
+    else:
+        assert all(part["status"] == "complete" for part in first["facilities"].values())
+    assert bool(first.get("waits")) == (below == "wait")
+    trained = [e["facility"] for e in found.events() if e["phase"] == "trained" and e["round"] == 1]
+    assert trained.count("leonardo") == (2 if below == "stop" else 1)

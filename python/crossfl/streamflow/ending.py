@@ -18,7 +18,7 @@ from streamflow.log_handler import logger
 
 GRACE = 2.0
 """Seconds that the engine has to end by itself."""
-LIMIT = 60.0
+LIMIT = 25.0
 """Seconds that it then has to undeploy and to cancel jobs, before the process is ended."""
 MAIN = ("_async_run", "_async_main")
 """The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`."""

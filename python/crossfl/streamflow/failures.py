@@ -52,13 +52,19 @@ UNSAID = "FAILED Job"
 
 
 class FacilityFailureManager(FailureManager):
-    """Tries the jobs of facilities again, and lets the stand-in do what cannot be done there."""
+    """Tries the jobs of facilities again, and lets the stand-in do what cannot be done there.
+
+    Args:
+        context: that of the engine.
+        keepFailed: for how many failed attempts, at each facility, what the job left there is kept.
+    """
 
     current: ClassVar[FacilityFailureManager | None] = None
     """That of this run, for the binding filter and the connectors, which are given no context."""
 
-    def __init__(self, context: StreamFlowContext) -> None:
+    def __init__(self, context: StreamFlowContext, keepFailed: int = 3) -> None:
         super().__init__(context)
+        self.keep_failed = keepFailed
         if "path" in context.config:  # of a run, and not of a command about runs
             bind.check_placed(context.config, Path(context.config["path"]))
         self.words: dict[str, str] = {}
@@ -72,6 +78,8 @@ class FacilityFailureManager(FailureManager):
         self._failures: dict[str, list[str]] = {}
         self._hopeless: set[str] = set()
         self._makers: dict[str, Job] = {}
+        self._placed: dict[str, list[StreamFlowPath]] = {}
+        self._remains: dict[str, list[list[StreamFlowPath]]] = {}
         FacilityFailureManager.current = self
 
     @classmethod
@@ -105,6 +113,10 @@ class FacilityFailureManager(FailureManager):
         reason = " ".join(said.split())[:LONGEST_REASON]
         self._failures.setdefault(job.name, []).append(reason)
         self.down.add(facility_of(job))
+        directories = self._placed.pop(job.name, None) or self._directories(job)
+        remains = self._remains.setdefault(facility_of(job), [])
+        if directories and directories not in remains:
+            remains.append(directories)
 
     def give_up(self, job: Job, error: BaseException) -> None:
         """Let a job be as one that has failed for the last time."""
@@ -122,26 +134,25 @@ class FacilityFailureManager(FailureManager):
         elif any(isinstance(token, ListToken) for token in job_token.value.inputs.values()):
             # A step on the VM has used what the facilities made: nothing there is needed any more.
             makers, self._makers = self._makers, {}
+            spent = [path for job in makers.values() for path in self._directories(job)]
+            for remains in self._remains.values():
+                while len(remains) > self.keep_failed:
+                    spent += remains.pop(0)
             try:
-                await asyncio.wait_for(self._tidy(makers.values()), TIDY_SECONDS)
+                await asyncio.wait_for(_remove(spent), TIDY_SECONDS)
             except TimeoutError:
                 logger.warning("directories of jobs are left over at a facility that is slow")
 
-    async def _tidy(self, jobs: Collection[Job]) -> None:
-        """Remove the directories of jobs that succeeded at their facilities."""
-        for job in jobs:
-            if self._is_stood_in(job):
-                continue
-            for location in self.context.scheduler.get_locations(job.name):
-                for directory in (job.input_directory, job.output_directory, job.tmp_directory):
-                    # Only what the engine made for this one job: a random name of its own.
-                    if not directory or not OWN.fullmatch(PurePosixPath(directory).name):
-                        continue
-                    path = StreamFlowPath(directory, context=self.context, location=location)
-                    try:
-                        await path.rmtree()
-                    except Exception as error:
-                        logger.warning(f"{directory} at {facility_of(job)} is left over: {error}")
+    def _directories(self, job: Job) -> list[StreamFlowPath]:
+        """What the engine made for a job at its facility: each has a random name of its own."""
+        if job.name not in self.context.scheduler.job_allocations or self._is_stood_in(job):
+            return []
+        return [
+            StreamFlowPath(directory, context=self.context, location=location)
+            for location in self.context.scheduler.get_locations(job.name)
+            for directory in (job.input_directory, job.output_directory, job.tmp_directory)
+            if directory and OWN.fullmatch(PurePosixPath(directory).name)
+        ]
 
     def _succeed(self, job: Job, token: Token) -> None:
         if path := _path(token):
@@ -282,6 +293,7 @@ class FacilityFailureManager(FailureManager):
         for location in locations:
             for directory in {job.input_directory, job.output_directory, job.tmp_directory}:
                 self.context.data_manager.register_path(location, directory, directory)
+        self._placed[job.name] = self._directories(job)
 
 
 class StandsIn(Connector):
@@ -304,6 +316,14 @@ class StandsIn(Connector):
             location, command, environment, *args, job_name=job_name, **kwargs
         )
         return answer
+
+
+async def _remove(directories: Collection[StreamFlowPath]) -> None:
+    for path in directories:
+        try:
+            await path.rmtree()
+        except Exception as error:
+            logger.warning(f"{path} is left over at {path.location.deployment}: {error}")
 
 
 def facility_of(job: Job) -> str:
