@@ -77,12 +77,13 @@ def crossfl_core(files: list[Path], output: Path) -> Method:
                 else:
                     part.copy_(mean.combine(cells, share, 0, total[:count]))
             buffers.give([total])
+            writer.put(piece.name, piece.start, result[: piece.count])
             return result
 
         layout = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
         with tensorfile.Writer(output, layout) as writer, stream.workers(None) as pool:
             for piece, result in stream.walk(pool, stream.pieces(inputs[0]), step):
-                writer.write(result[: piece.count])
+                writer.note(result[: piece.count])
                 buffers.give([result])
         tensorfile.hashlib = hashlib
 

@@ -73,6 +73,7 @@ class Averaging:
         self.norms: dict[str, float] = {}
         self._state, self._weights, self._aggregation = state, weights, aggregation
         self._threads, self._piece, self._buffers = threads, piece, Buffers(piece)
+        self._writers: dict[TensorFile, dict[str, Writer]] = {}
         self._slots = checkpoint.slots(state)
         shapes = {name: entry.shape for name, entry in weights.floats().items()}
         for slot in (MASTER, *self._slots):
@@ -110,25 +111,42 @@ class Averaging:
         files = self._remembered()
         if not self._combination.pairwise:
             files |= self._delivered()
-        with self._walking(self._step, files) as walked:
-            for file, group in itertools.groupby(walked, key=lambda item: item[0].file):
-                with self._writers(file, model, state) as writers:
+        with contextlib.ExitStack() as stack:
+            closing: dict[TensorFile, contextlib.ExitStack] = {}
+
+            def begin(file: TensorFile) -> None:
+                closing[file] = stack.enter_context(contextlib.ExitStack())
+                writers = self._writers_of(file, model, state)
+                self._writers[file] = {
+                    slot: closing[file].enter_context(writer) for slot, writer in writers.items()
+                }
+
+            with self._walking(self._step, files, begin) as walked:
+                for file, group in itertools.groupby(walked, key=lambda item: item[0].file):
                     for piece, done in group:
                         for slot, tensor in done.written.items():
-                            writers[slot].write(tensor[: piece.count])
+                            self._writers[file][slot].note(tensor[: piece.count])
                         self._buffers.give(done.written.values())
-                sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
-                if _is_master(file):
-                    twin = state / f"{MASTER}.{file.path.name}"
-                    outputs.link(model / file.path.name, twin)
-                    sums[twin.name] = sums[file.path.name]
+                    closing[file].close()
+                    for writer in self._writers.pop(file).values():
+                        sums[writer.path.name] = writer.sha256
+                    if _is_master(file):
+                        twin = state / f"{MASTER}.{file.path.name}"
+                        outputs.link(model / file.path.name, twin)
+                        sums[twin.name] = sums[file.path.name]
         return sums
 
     @contextlib.contextmanager
     def _walking(
-        self, work: Callable[[Piece], Done], files: Mapping[Path, int]
+        self,
+        work: Callable[[Piece], Done],
+        files: Mapping[Path, int],
+        begin: Callable[[TensorFile], None] = lambda file: None,
     ) -> Iterator[Iterator[tuple[Piece, Done]]]:
-        """Walk all pieces; at the end, what was seen of updates and files must be in order."""
+        """Walk all pieces; at the end, what was seen of updates and files must be in order.
+
+        `begin` is called with each file of the model, before work on its first piece is.
+        """
         squares = [0.0] * len(self.updates)
 
         def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[tuple[Piece, Done]]:
@@ -139,7 +157,7 @@ class Averaging:
 
         with workers(self._threads) as pool:
             checksums = Checksums(pool, files)
-            yield measured(walk(pool, checksums.along(self._pieces()), work))
+            yield measured(walk(pool, checksums.along(self._pieces()), work, begin))
             sums = checksums.results()
         by_facility = dict(zip((u.facility for u in self.updates), squares, strict=True))
         reasons = gate.check_numbers(by_facility, self._aggregation)
@@ -171,7 +189,7 @@ class Averaging:
         if not dtype.is_floating_point:
             kept = piece.file.span(piece.name, piece.start, piece.count)
             done.written[MODEL][: piece.count].copy_(kept)
-            return done
+            return self._put(piece, done)
         done.written |= {s: self._buffers.take(torch.float32) for s in self._families(piece.file)}
         combined = self._buffers.take(torch.float32)
         for start, count in piece.cells():
@@ -185,6 +203,11 @@ class Averaging:
             for slot, buffer in done.written.items():
                 buffer.narrow(0, start - piece.start, count).copy_(next_[slot])
         self._buffers.give([combined])
+        return self._put(piece, done)
+
+    def _put(self, piece: Piece, done: Done) -> Done:
+        for slot, tensor in done.written.items():
+            self._writers[piece.file][slot].put(piece.name, piece.start, tensor[: piece.count])
         return done
 
     def _deltas(self, name: str, start: int, count: int, done: Done) -> Iterator[Tensor]:
@@ -215,8 +238,7 @@ class Averaging:
         """The tensor files of the server state, with their sizes in bytes."""
         return {f.path: f.size for family in self._slots.values() for f in family.files}
 
-    @contextlib.contextmanager
-    def _writers(self, file: TensorFile, model: Path, state: Path) -> Iterator[dict[str, Writer]]:
+    def _writers_of(self, file: TensorFile, model: Path, state: Path) -> dict[str, Writer]:
         """Writers for a file of the model and for those of the state that go with it, by slot."""
         layout = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
         floats = {
@@ -224,12 +246,10 @@ class Averaging:
             for name, (dtype, shape) in layout.items()
             if dtype.is_floating_point
         }
-        with contextlib.ExitStack() as stack:
-            writers = {MODEL: stack.enter_context(Writer(model / file.path.name, layout))}
-            for slot in self._families(file):
-                writer = Writer(state / f"{slot}.{file.path.name}", floats)
-                writers[slot] = stack.enter_context(writer)
-            yield writers
+        writers = {MODEL: Writer(model / file.path.name, layout)}
+        for slot in self._families(file):
+            writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats)
+        return writers
 
 
 def _is_master(file: TensorFile) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor
 from crossfl.encoding import CELL
 from crossfl.tensorfile import TensorFile
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 PIECE = 4 * CELL
@@ -65,11 +64,22 @@ def workers(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def walk(
-    pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], ahead: int = 6
-) -> Iterator[tuple[T, R]]:
-    """Each item with its result, in order; at most `ahead` results are waiting at a time."""
-    pending: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
+    pool: ThreadPoolExecutor,
+    walked: Iterable[Piece],
+    work: Callable[[Piece], R],
+    begin: Callable[[TensorFile], None] = lambda file: None,
+    ahead: int = 6,
+) -> Iterator[tuple[Piece, R]]:
+    """Each piece with its result, in order; at most `ahead` results are waiting at a time.
+
+    `begin` is called with each file, before work on its first piece is.
+    """
+    pending: deque[tuple[Piece, Future[R]]] = deque()
+    file: TensorFile | None = None
+    for item in walked:
+        if item.file is not file:
+            file = item.file
+            begin(file)
         pending.append((item, pool.submit(work, item)))
         if len(pending) >= ahead:
             first, future = pending.popleft()

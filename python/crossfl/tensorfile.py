@@ -7,6 +7,7 @@ the data without gaps). Nothing here trusts a file: every offset is checked befo
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,14 @@ class TensorFile:
 
 
 class Writer:
-    """Writes the tensors of one file in the given order, piece by piece, and hashes them.
+    """Writes the tensors of one file, piece by piece, and hashes them.
+
+    Either `write` them in order; or `put` them in any order, from any thread, and `note` them in
+    order.
 
     Args:
         path: the file to write.
-        layout: dtype and shape of each tensor, in the order in which they will be written.
+        layout: dtype and shape of each tensor, in their order in the file.
         metadata: strings for the header.
     """
 
@@ -120,8 +124,10 @@ class Writer:
     ) -> None:
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
+        self._begins: dict[str, int] = {}
         for name, (dtype, shape) in layout.items():
             begin, end = end, end + math.prod(shape) * dtype.itemsize
+            self._begins[name] = begin
             header[name] = {
                 "dtype": NAMES[dtype],
                 "shape": list(shape),
@@ -129,23 +135,31 @@ class Writer:
             }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
+        text = len(text).to_bytes(8, "little") + text
         self.path = path
-        self._left = end
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256(text)
+        self._base, self._size, self._noted = len(text), len(text) + end, len(text)
         self._stream = path.open("wb", buffering=0)
-        self._append(len(text).to_bytes(8, "little") + text)
+        self._place(memoryview(text), 0)
 
     def write(self, piece: Tensor) -> None:
         """Append the next elements, in the dtype that was announced."""
-        self._left -= piece.nbytes
-        if piece.numel():
-            self._append(piece.contiguous().view(torch.uint8).numpy().data)
+        self._place(_bytes(piece), self._noted)
+        self.note(piece)
 
-    def _append(self, data: bytes | memoryview) -> None:
-        self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[self._stream.write(view) :]
+    def put(self, name: str, start: int, piece: Tensor) -> None:
+        """Write elements of a tensor to where they belong, from its element `start` on."""
+        self._place(_bytes(piece), self._base + self._begins[name] + start * piece.itemsize)
+
+    def note(self, piece: Tensor) -> None:
+        """Hash the next elements in the file's order, which have been put."""
+        self._hash.update(_bytes(piece))
+        self._noted += piece.nbytes
+
+    def _place(self, data: memoryview, offset: int) -> None:
+        while data:
+            count = os.pwrite(self._stream.fileno(), data, offset)
+            data, offset = data[count:], offset + count
 
     @property
     def sha256(self) -> str:
@@ -157,8 +171,14 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.close()
-        if kind is None and self._left:
-            raise ValueError(f"{self.path}: {self._left} bytes announced and not written")
+        if kind is None and self._noted != self._size:
+            raise ValueError(f"{self.path}: {self._noted} of {self._size} bytes were written")
+
+
+def _bytes(piece: Tensor) -> memoryview:
+    if not piece.numel():
+        return memoryview(b"")
+    return memoryview(piece.contiguous().view(torch.uint8).numpy().data)
 
 
 def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
