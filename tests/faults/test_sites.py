@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import Federation, Login
+from crossfl.streamflow.failures import OWN
 
 END_SECONDS = 30
 """In which a run ends, once it has said what it cannot survive."""
@@ -186,6 +187,8 @@ def test_a_week_of_bad_jobs(
     text = script.read_text()
     script.write_text(text.replace("trap :", f"[ ! -e {fault} ] || . {fault}\ntrap :"))
 
+    work = Path(alpha.facts["workdir"])
+    before = set(work.iterdir())
     fault.write_text(HOG)
     run = week.start()
     try:
@@ -219,6 +222,10 @@ def test_a_week_of_bad_jobs(
         assert f"ended in {word}" in part["reason"], part["reason"]
     assert "DRAINED" in parts[2]["reason"]
     assert parts[5]["status"] == "complete", parts[5]["reason"]
+    # What the last three of the five left there is kept, three directories each, and no more.
+    left = [path for path in set(work.iterdir()) - before if OWN.fullmatch(path.name)]
+    assert 0 < len(left) <= 9, left
+    assert any(path.name.startswith("slurm-") for each in left for path in each.iterdir())
 
 
 def running(site: Any) -> list[str]:
