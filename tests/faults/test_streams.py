@@ -85,6 +85,32 @@ async def test_the_model_on_its_way_to_a_facility(
     assert refused >= POINTS / 2
 
 
+FULL_DISK = """\
+case " $* " in *" xpf "*) ;; *) exec /usr/bin/tar "$@";; esac
+{reads}
+echo 'tar: model.safetensors: Cannot write: No space left on device' >&2
+exit 2
+"""
+
+
+@pytest.mark.parametrize("reads", ["cat > /dev/null", "true"], ids=["at the end", "at once"])
+async def test_a_disk_that_is_full_at_the_facility(
+    wire: SSHConnector,
+    alpha: Any,
+    shim: Callable[[Any, str, str], None],
+    tmp_path: Path,
+    reads: str,
+) -> None:
+    """It is known before a job waits in the queue for nothing, with the host's own word for it."""
+    shim(alpha, "tar", FULL_DISK.format(reads=reads))
+    model = Path(shutil.copytree(ROUND / "global_model", tmp_path / "model"))
+    (model / "large").write_bytes(bytes(1 << 24))
+    place = await location(wire)
+    said = "did not arrive whole: .*No space left on device"
+    with pytest.raises(WorkflowExecutionException, match=said):
+        await wire.copy_local_to_remote(str(model), f"{alpha.facts['workdir']}/full", [place])
+
+
 @pytest.mark.parametrize("how", ["cut", "flip"])
 async def test_an_update_on_its_way_back(
     wire: SSHConnector,

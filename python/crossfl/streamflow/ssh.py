@@ -7,6 +7,7 @@ passing one, and its message names neither the deployment nor the cause.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import time
@@ -232,9 +233,9 @@ class Upload(SSHStreamWriterWrapperContextManager):
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
-                await self.stream.close()
             if kind is None or issubclass(kind, OSError | asyncssh.Error):
+                with contextlib.suppress(OSError):  # the command has ended before its input
+                    await self.stream.close()
                 await self._end()
         finally:
             await self.ssh_context.__aexit__(kind, error, trace)
