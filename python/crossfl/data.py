@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.records import check_name
+from crossfl.records import NAME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ class Samples(list[Sample]):
     def __init__(self, samples: Iterable[Sample] = (), bad: Iterable[str] = ()) -> None:
         super().__init__(samples)
         self.bad = list(bad)
-        """A reason for each sample that is left out; it may quote the data."""
+        """A reason for each sample that is left out; it may leave the facility: it quotes none."""
 
 
 class Encoded(NamedTuple):
@@ -224,8 +224,10 @@ def _saved(path: Path, split: Split) -> tuple[Samples, bool]:
 def _sample(row: Any, where: str) -> Sample:
     if isinstance(row, dict):
         task = None if row.get("task") is None else str(row["task"])
-        if task is not None:
-            check_name(f"{where}: task", task)
+        if task is not None and not NAME.fullmatch(task):
+            raise CrossFLError(
+                f"{where}: the name of its 'task' has more than letters, digits, '.', '_' and '-'"
+            )
         if {"pixels", "label"} <= set(row):
             return _image(row, task, where)
         for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
