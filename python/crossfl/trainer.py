@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import accounting, adapter, data, delta, encoding
+from crossfl import accounting, adapter, allocator, data, delta, encoding
 from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
@@ -59,6 +59,8 @@ class Trainer:
 
     def __init__(self, model: Path, dataset: Path, task: Task, training: Training) -> None:
         self._parallel = Parallel(training)
+        if self._parallel.device.type == "cpu":
+            allocator.keep_freed()
         if training.batch_size % self._parallel.number:
             raise CrossFLError(
                 f"training.batch_size is {training.batch_size}: it must be a multiple of the "
