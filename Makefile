@@ -7,6 +7,8 @@ OUTDIR ?= results
 NAME ?= bilingual
 REAL ?= ../shared/data
 TORCH ?= 2.13.0
+# What failed last is remembered apart from what `make test` remembers, which may run beside them.
+ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
@@ -47,21 +49,21 @@ experiment-data: $(READY) ## the data of an experiment, by facility, in data/exp
 
 test: $(READY) ## lint, types and every test
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AGAIN)
 
 test-acceptance: $(READY) ## the default federation for real, and what each facility learns alone
-	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance/test_default_job.py
+	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/acceptance/test_default_job.py
 
 test-experiments: $(READY) ## each experiment through the engine, cut short; what federation is for
 	$(BIN)/python -m pytest --override-ini addopts=-ra tests/acceptance/test_experiments.py
 
 test-schedulers: $(READY) ## real sshd and Slurm on this machine, as root; see environments/testbed
 	environments/testbed/install.sh
-	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/schedulers
+	$(BIN)/python -m pytest $(ON_SCHEDULERS) $(AGAIN) tests/schedulers
 
 test-faults: $(READY) ## faults injected into real runs, as root, on the same testbed; FAULTS=full for more
 	environments/testbed/install.sh
-	$(BIN)/python -m pytest --override-ini addopts=-ra --timeout 420 $(AGAIN) tests/faults
+	$(BIN)/python -m pytest $(ON_SCHEDULERS) --timeout 420 $(AGAIN) tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .
