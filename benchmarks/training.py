@@ -243,25 +243,33 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         first = os.open(pipes[0], os.O_RDWR)
         stack.callback(os.close, first)
         os.write(first, b".")
+        logs = {
+            (a, kind): Path(folder, f"{a}.{kind}") for a in args.arms for kind in ("out", "err")
+        }
         processes = {}
         for number, arm in enumerate(args.arms):
             ring = os.pathsep.join((pipes[number], pipes[(number + 1) % len(pipes)]))
             turns = {TURNS: ring} if args.ranks == 1 else {}
-            processes[arm] = subprocess.Popen(
-                [*words, "--arm", arm],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **here, **hidden, **turns},
-            )
+            with logs[arm, "out"].open("wb") as out, logs[arm, "err"].open("wb") as errors:
+                processes[arm] = subprocess.Popen(
+                    [*words, "--arm", arm],
+                    stdout=out,
+                    stderr=errors,
+                    env={**os.environ, **here, **hidden, **turns},
+                )
             stack.callback(processes[arm].kill)
             if args.ranks > 1:
                 processes[arm].wait()
+        # One that fails gives its turn to nobody: the others would wait for ever.
+        while None in (ends := [process.poll() for process in processes.values()]):
+            if any(ends):
+                break
+            time.sleep(0.1)
         for arm, process in processes.items():
-            output, errors = process.communicate()
-            if process.returncode:
-                raise SystemExit(f"{arm} failed:\n{errors}")
-            found[arm] = json.loads(output.strip().splitlines()[-1])
+            if process.poll():
+                raise SystemExit(f"{arm} failed:\n{logs[arm, 'err'].read_text()}")
+        for arm in args.arms:
+            found[arm] = json.loads(logs[arm, "out"].read_text().strip().splitlines()[-1])
     return found
 
 
