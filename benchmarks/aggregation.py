@@ -155,7 +155,6 @@ def run(python: Path | None, folder: Path, method: str, sites: int, cold: bool) 
     if python is None:
         return {"error": "does not install"}
     output = folder / "output"
-    output.unlink(missing_ok=True)
     if cold:
         forget(folder)
     command = [python, Path(__file__).with_name("methods.py"), method, folder, str(sites), output]

@@ -1,22 +1,23 @@
 """The numbers of a round: updates, master weights and slots in; next model and next state out.
 
-Everything is walked in pieces, each of them cell by cell (`crossfl.encoding.CELL`): a cell of every
-delta is decoded, measured and combined, the strategy applied, the result handed on to be written
-and hashed in order. Inputs are memory maps, so what is held is a few pieces of output.
+Everything is walked in pieces: the deltas are decoded, measured and combined, the strategy applied,
+the result written, and handed on to be hashed in order. Inputs are memory maps, so what is held is
+a few pieces of output. What is not summed as it lies in its file is worked through cell by cell
+(`crossfl.encoding.CELL`), so that it, too, does not grow with the number of updates.
 """
 
 import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from crossfl import checkpoint, combinations, gate, manifest, outputs, strategies
+from crossfl import checkpoint, combinations, gate, kernel, manifest, outputs, strategies
 from crossfl.checkpoint import Tensors
 from crossfl.combinations import Cohort
 from crossfl.encoding import CELL
@@ -40,6 +41,13 @@ class Done:
     """For each cell, inner products of the updates, fp64 [facilities, facilities]."""
     written: dict[str, Tensor] = field(default_factory=dict)
     """Elements of the next model, of its master and of each slot, at the start of a buffer."""
+
+    def measure(self, squares: list[list[float]], broken: list[int]) -> None:
+        """Note the sums of squares of the next cells, and which updates could not be decoded."""
+        for cell in squares:
+            for number in broken:
+                cell[number] = math.nan
+            self.squares.append(cell)
 
 
 class Averaging:
@@ -176,10 +184,11 @@ class Averaging:
         if not piece.file.entries[piece.name].dtype.is_floating_point:
             return done
         for start, count in piece.cells():
-            rows = torch.empty(len(self.updates), count, dtype=torch.float64)
-            for row, delta in zip(rows, self._deltas(piece.name, start, count, done), strict=True):
-                row.copy_(delta)
-            done.products.append(rows @ rows.T)
+            deltas, broken = self._deltas(piece.name, start, count)
+            rows = torch.stack([delta.double() for delta in deltas])
+            products = rows @ rows.T
+            done.products.append(products)
+            done.measure([products.diagonal().tolist()], broken)
         return done
 
     def _step(self, piece: Piece) -> Done:
@@ -192,11 +201,8 @@ class Averaging:
             return self._put(piece, done)
         done.written |= {s: self._buffers.take(torch.float32) for s in self._families(piece.file)}
         combined = self._buffers.take(torch.float32)
-        for start, count in piece.cells():
-            deltas = self._deltas(piece.name, start, count, done)
-            delta = self._combination.combine(
-                deltas, self.coefficients, self._aggregation.dishonest, combined[:count]
-            )
+        for start, count in self._spans(piece):
+            delta = self._combined(piece.name, start, count, combined[:count], done)
             old = {s: family.span(piece.name, start, count) for s, family in self._slots.items()}
             master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
             next_ = {MODEL: master, MASTER: master, **slots}
@@ -210,18 +216,31 @@ class Averaging:
             self._writers[piece.file][slot].put(piece.name, piece.start, tensor[: piece.count])
         return done
 
-    def _deltas(self, name: str, start: int, count: int, done: Done) -> Iterator[Tensor]:
-        """One cell of each update, measured when it is taken."""
-        squares: list[float] = []
-        for update in self.updates:
+    def _spans(self, piece: Piece) -> Iterable[tuple[int, int]]:
+        """Start and number of elements of what is combined at once."""
+        plain = all(update.delta.plain for update in self.updates)
+        if plain and not self._combination.coordinatewise:
+            return [(piece.start, piece.count)]
+        return piece.cells()
+
+    def _combined(self, name: str, start: int, count: int, out: Tensor, done: Done) -> Tensor:
+        """The combined delta of a span, fp32 [count], in `out` or not; the updates are measured."""
+        deltas, broken = self._deltas(name, start, count)
+        done.measure(kernel.weighted_sum(deltas, self.coefficients, out), broken)
+        if coordinatewise := self._combination.coordinatewise:
+            return coordinatewise([d.float() for d in deltas], self._aggregation.dishonest)
+        return out
+
+    def _deltas(self, name: str, start: int, count: int) -> tuple[list[Tensor], list[int]]:
+        """A span of each update, and which of them could not be decoded; those are zeros."""
+        deltas, broken = [], []
+        for number, update in enumerate(self.updates):
             try:
-                values = update.delta.cell(name, start // CELL, count)
-                squares.append(_sum_of_squares(values))
+                deltas.append(update.delta.span(name, start, count))
             except ValueError:
-                values = torch.zeros(count)
-                squares.append(math.nan)
-            yield values
-        done.squares.append(squares)
+                deltas.append(torch.zeros(count))
+                broken.append(number)
+        return deltas, broken
 
     def _pieces(self) -> list[Piece]:
         return [piece for file in self._weights.files for piece in pieces(file, self._piece)]
@@ -255,9 +274,3 @@ class Averaging:
 def _is_master(file: TensorFile) -> bool:
     """Whether a file of the model has the same bytes as its master weights: all of it is fp32."""
     return all(entry.dtype == torch.float32 for entry in file.entries.values())
-
-
-def _sum_of_squares(values: Tensor) -> float:
-    total = float(torch.dot(values, values))
-    # A sum beyond fp32 is not yet a number that is not finite.
-    return total if math.isfinite(total) else float(values.double().square().sum())

@@ -60,15 +60,25 @@ class Delta:
         if strange := sorted(set(self.tensors) - expected):
             raise CrossFLError(f"tensor {strange[0]!r} is not in the global model")
 
-    def cell(self, name: str, index: int, count: int) -> Tensor:
-        """The fp32 values of a cell of `count` elements, flat; a view that must not be written.
+    @property
+    def plain(self) -> bool:
+        """Whether all of its values lie in the files as they are."""
+        return all(isinstance(coding, Plain) for coding in self._encodings.values())
+
+    def span(self, name: str, start: int, count: int) -> Tensor:
+        """The `count` values from `start`, flat, fp32 or bf16; a view that must not be written.
+
+        Where they are encoded, they must be those of one cell.
 
         Raises:
             ValueError: the cell is not validly encoded.
         """
         coding = self._encoding_of(name)
+        if isinstance(coding, Plain):
+            values = self.tensors.span(name, start, count)
+            return values.float() if values.dtype == torch.float16 else values
         parts = (
-            self.tensors.span(name + suffix, index * full, length)
+            self.tensors.span(name + suffix, start // CELL * full, length)
             for suffix, full, length in zip(
                 coding.suffixes, coding.lengths(CELL), coding.lengths(count), strict=True
             )

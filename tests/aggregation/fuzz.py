@@ -97,7 +97,7 @@ def verdict(folder: Path) -> str:
         delta.check(PARAMETERS)
         for name, parameter in PARAMETERS.items():
             if parameter.elements:
-                assert len(delta.cell(name, 0, min(parameter.elements, CELL))) == parameter.elements
+                assert len(delta.span(name, 0, min(parameter.elements, CELL))) == parameter.elements
     except (CrossFLError, ValueError) as error:
         return f"refused: {type(error).__name__}"
     with safe_open(folder / "delta.safetensors", framework="pt") as library:

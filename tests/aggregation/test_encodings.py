@@ -29,7 +29,7 @@ def _through(name: str, values: Tensor, folder: Path, kept: float = 0.05) -> Ten
     read = Delta(folder)
     read.check({"w": Entry(torch.float32, tuple(values.shape), 0, 0)})
     cells = [
-        read.cell("w", start // CELL, min(CELL, values.numel() - start))
+        read.span("w", start, min(CELL, values.numel() - start))
         for start in range(0, values.numel(), CELL)
     ]
     return torch.cat(cells).reshape(values.shape)
@@ -113,7 +113,7 @@ def test_error_feedback_gives_back_what_was_lost(
             (tmp_path / f"update-{round_}-{i}" / "delta.safetensors").read_bytes() for i in (0, 1)
         )
         assert first == second
-        sent += Delta(folder).cell("w", 0, 5000)
+        sent += Delta(folder).span("w", 0, 5000)
     left = TensorFile(tmp_path / f"state/a/residual-5/29/{base.path.name}").tensor("w")
     torch.testing.assert_close(sent + left, truth, rtol=1e-4, atol=1e-4)
     assert sorted(p.name for p in (tmp_path / "state/a/residual-5").iterdir()) == ["28", "29"]

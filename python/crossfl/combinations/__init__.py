@@ -4,10 +4,9 @@ Most are linear: given shares, steps and inner products of the updates they name
 each facility, and the combined delta is Σ cᵢΔᵢ. The coordinatewise ones look at every number apart.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from crossfl.combinations import coordinatewise, krum, mean
@@ -30,22 +29,6 @@ class Combination:
     """Whether the coefficients need the inner products, hence a walk of their own."""
     coordinatewise: Callable[[list[Tensor], int], Tensor] | None = None
     """Of [n] tensors, one for each facility, and the number of dishonest ones, one [n] tensor."""
-
-    def combine(
-        self, deltas: Iterable[Tensor], coefficients: list[float], dishonest: int, out: Tensor
-    ) -> Tensor:
-        """One fp32 tensor [n] of those of the facilities, which are taken one at a time.
-
-        Linear combinations are written to `out`, fp32 [n], which is then what is returned.
-        """
-        if self.coordinatewise:
-            return self.coordinatewise(list(deltas), dishonest)
-        for i, (delta, coefficient) in enumerate(zip(deltas, coefficients, strict=True)):
-            if i:
-                out.add_(delta, alpha=coefficient)
-            else:
-                torch.mul(delta, coefficient, out=out)
-        return out
 
 
 COMBINATIONS = {
