@@ -203,13 +203,19 @@ class Averaging:
         combined = self._buffers.take(torch.float32)
         for start, count in self._spans(piece):
             delta = self._combined(piece.name, start, count, combined[:count], done)
-            old = {s: family.span(piece.name, start, count) for s, family in self._slots.items()}
-            master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
-            next_ = {MODEL: master, MASTER: master, **slots}
-            for slot, buffer in done.written.items():
-                buffer.narrow(0, start - piece.start, count).copy_(next_[slot])
+            for begin in range(start, start + count, CELL):
+                self._apply(piece, begin, delta[begin - start :][:CELL], done)
         self._buffers.give([combined])
         return self._put(piece, done)
+
+    def _apply(self, piece: Piece, start: int, delta: Tensor, done: Done) -> None:
+        """Take the server optimizer's step for a cell: what it needs stays in the nearest cache."""
+        name, count = piece.name, len(delta)
+        old = {s: family.span(name, start, count) for s, family in self._slots.items()}
+        master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
+        next_ = {MODEL: master, MASTER: master, **slots}
+        for slot, buffer in done.written.items():
+            buffer.narrow(0, start - piece.start, count).copy_(next_[slot])
 
     def _put(self, piece: Piece, done: Done) -> Done:
         for slot, tensor in done.written.items():

@@ -19,7 +19,7 @@ from crossfl.tensorfile import TensorFile
 
 R = TypeVar("R")
 
-PIECE = 4 * CELL
+PIECE = 8 * CELL
 """Elements of a piece, unless the caller says otherwise; a multiple of `CELL`."""
 SEGMENT = 1 << 22
 """Bytes of a file that one thread hashes before it turns to something else."""
@@ -68,7 +68,7 @@ def walk(
     walked: Iterable[Piece],
     work: Callable[[Piece], R],
     begin: Callable[[TensorFile], None] = lambda file: None,
-    ahead: int = 6,
+    ahead: int = 4,
 ) -> Iterator[tuple[Piece, R]]:
     """Each piece with its result, in order; at most `ahead` results are waiting at a time.
 
