@@ -25,7 +25,7 @@ from crossfl.errors import CrossFLError
 from crossfl.gate import Refused, Update
 from crossfl.records import Aggregation
 from crossfl.state import MASTER
-from crossfl.stream import PIECE, Buffers, Checksums, Piece, pieces, walk, workers
+from crossfl.stream import PIECE, Buffers, Checksums, Piece, mapped, pieces, walk, workers
 from crossfl.tensorfile import TensorFile, Writer
 
 MODEL = "model"
@@ -148,7 +148,7 @@ class Averaging:
     def _walking(
         self,
         work: Callable[[Piece], Done],
-        files: Mapping[Path, int],
+        files: Mapping[Path, memoryview],
         begin: Callable[[TensorFile], None] = lambda file: None,
     ) -> Iterator[Iterator[tuple[Piece, Done]]]:
         """Walk all pieces; at the end, what was seen of updates and files must be in order.
@@ -251,17 +251,19 @@ class Averaging:
     def _pieces(self) -> list[Piece]:
         return [piece for file in self._weights.files for piece in pieces(file, self._piece)]
 
-    def _delivered(self) -> dict[Path, int]:
-        """The files of all updates, with their sizes in bytes."""
-        return {path: size for update in self.updates for path, size in update.files().items()}
+    def _delivered(self) -> dict[Path, memoryview]:
+        """The files of all updates; those of tensors as they are mapped for the walk."""
+        tensors = {f.path: f.content for u in self.updates for f in u.delta.tensors.files}
+        paths = [path for update in self.updates for path in update.files()]
+        return {path: tensors[path] if path in tensors else mapped(path) for path in paths}
 
     def _families(self, file: TensorFile) -> list[str]:
         """The families of the state that are written for a file of the model."""
         return [slot for slot in self._slots if slot != MASTER or not _is_master(file)]
 
-    def _remembered(self) -> dict[Path, int]:
-        """The tensor files of the server state, with their sizes in bytes."""
-        return {f.path: f.size for family in self._slots.values() for f in family.files}
+    def _remembered(self) -> dict[Path, memoryview]:
+        """The tensor files of the server state."""
+        return {f.path: f.content for family in self._slots.values() for f in family.files}
 
     def _writers_of(self, file: TensorFile, model: Path, state: Path) -> dict[str, Writer]:
         """Writers for a file of the model and for those of the state that go with it, by slot."""

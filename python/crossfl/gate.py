@@ -51,9 +51,9 @@ class Update:
         loss: float | None = validation.get("loss")
         return loss
 
-    def files(self) -> dict[Path, int]:
-        """Every file with its size in bytes."""
-        return {self.path / name: e["bytes"] for name, e in self.manifest["files"].items()}
+    def files(self) -> list[Path]:
+        """Every file that its manifest names."""
+        return [self.path / name for name in self.manifest["files"]]
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,13 @@ class Checksums:
     """sha256 of files, computed in step with a walk over them, so that disks are read once.
 
     Args:
-        files: name of each file with its size in bytes.
+        contents: the bytes of each file, mapped.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, files: Mapping[Path, int]) -> None:
-        self._pool, self._files = pool, files
-        self._hashes = {path: hashlib.sha256() for path in files}
-        self._contents = {path: _mapped(path) for path, size in files.items() if size}
-        self._reached = dict.fromkeys(files, 0)
+    def __init__(self, pool: ThreadPoolExecutor, contents: Mapping[Path, memoryview]) -> None:
+        self._pool, self._contents = pool, contents
+        self._hashes = {path: hashlib.sha256() for path in contents}
+        self._reached = dict.fromkeys(contents, 0)
         self._last: dict[Path, Future[None]] = {}
 
     def along(self, walked: Sequence[Piece]) -> Iterator[Piece]:
@@ -137,7 +136,8 @@ class Checksums:
 
     def advance(self, fraction: float) -> None:
         """Have every file hashed up to this fraction of it, in the background."""
-        for path, size in self._files.items():
+        for path, content in self._contents.items():
+            size = len(content)
             target, reached = int(size * fraction), self._reached[path]
             if target > reached and (target - reached >= SEGMENT or target == size):
                 before = self._last.get(path)
@@ -157,6 +157,9 @@ class Checksums:
         self._hashes[path].update(self._contents[path][begin:end])
 
 
-def _mapped(path: Path) -> memoryview:
+def mapped(path: Path) -> memoryview:
+    """The bytes of a file, not read before they are looked at."""
+    if not path.stat().st_size:
+        return memoryview(b"")  # which cannot be mapped
     with path.open("rb") as stream:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

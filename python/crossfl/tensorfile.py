@@ -99,9 +99,10 @@ class TensorFile:
         entry = self.entries[name]
         return self.span(name, 0, entry.elements).reshape(entry.shape)
 
-    def raw(self, begin: int, end: int) -> memoryview:
-        """Bytes of the file as they are."""
-        return self._bytes[begin:end].numpy().data
+    @property
+    def content(self) -> memoryview:
+        """The bytes of the whole file."""
+        return self._bytes.numpy().data
 
 
 class Writer:
