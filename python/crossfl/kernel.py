@@ -2,9 +2,10 @@
 
 torch walks its operands once for each operation, and its threads meet at the interpreter's lock
 between any two of them; where the numbers come at the speed of memory, that is what takes the time.
-Here a block of each delta in turn is widened, measured and added while it is in the nearest cache,
-without the lock. Products and sums are rounded one by one, as IEEE 754 has it, never fused: the
-result is the same bytes on any processor.
+Here a block of four deltas at a time is widened, measured and added to one that stays in the
+nearest cache, without the lock. Products and sums are rounded one by one, as IEEE 754 has it, never
+fused: the sum is the same bytes on any processor. Sums of squares, of which norms are made, are
+added by the processor's vectors, and the same on any of its kind.
 """
 
 import itertools
@@ -150,6 +151,7 @@ def weighted_sum(
         alike = list(same)
         for group in (alike[i : i + 4] for i in range(0, len(alike), 4)):
             places += [(len(addresses), place) for place in range(len(group))]
+            # what is not there is a delta that is, times 0: it takes no memory to read again
             filled = [*group, *[(group[0][0], 0.0)] * (4 - len(group))]
             addresses.append([delta.data_ptr() for delta, _ in filled])
             weights.append([coefficient for _, coefficient in filled])
