@@ -47,41 +47,28 @@ def copy(files: list[Path], output: Path, threads: int) -> Method:
 
 def crossfl_core(files: list[Path], output: Path) -> Method:
     """The walk alone: mean of K files to one, nothing checked, hashed or synced, no state."""
-    import hashlib
-
-    import torch
-
     from crossfl import kernel, stream, tensorfile
 
-    class Unhashed:
-        def update(self, data: Any) -> None:
-            pass
-
     def work() -> None:
-        tensorfile.hashlib = type("none", (), {"sha256": lambda *_: Unhashed()})  # type: ignore
         inputs = [tensorfile.TensorFile(path) for path in files]
-        entries = inputs[0].entries
-        share = [1 / len(files)] * len(files)
-        buffers = stream.Buffers(stream.PIECE)
+        entries, share = inputs[0].entries, [1 / len(files)] * len(files)
+        buffers = stream.Buffers()
 
-        def step(piece: Any) -> torch.Tensor:
+        def step(piece: stream.Piece) -> None:
             deltas = [i.span(piece.name, piece.start, piece.count) for i in inputs]
-            total = buffers.take(torch.float32)
-            kernel.weighted_sum(deltas, share, total[: piece.count])
-            result = total
-            if entries[piece.name].dtype != torch.float32:
-                result = buffers.take(entries[piece.name].dtype)
-                result[: piece.count].copy_(total[: piece.count])
-                buffers.give([total])
-            writer.put(piece.name, piece.start, result[: piece.count])
-            return result
+            mean = kernel.WeightedSum(deltas, share)
+            with buffers.lent([entries[piece.name].dtype]) as (result,):
+                for start, count in piece.spans(stream.SPAN):
+                    mean.into(result[:count], start - piece.start)
+                    writer.put(piece.name, start, result[:count])
 
         layout = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
-        with tensorfile.Writer(output, layout) as writer, stream.workers(None) as pool:
-            for piece, result in stream.walk(pool, stream.pieces(inputs[0]), step):
-                writer.note(result[: piece.count])
-                buffers.give([result])
-        tensorfile.hashlib = hashlib
+        with (
+            tensorfile.Writer(output, layout, reserve=True) as writer,
+            stream.workers(None) as pool,
+        ):
+            for _ in stream.walk(pool, stream.pieces(inputs[0]), step):
+                pass
 
     return work
 

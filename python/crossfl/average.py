@@ -1,31 +1,33 @@
 """The numbers of a round: updates, master weights and slots in; next model and next state out.
 
-Everything is walked in pieces: the deltas are decoded, measured and combined, the strategy applied,
-the result written, and handed on to be hashed in order. Inputs are memory maps, so what is held is
-a few pieces of output. What is not summed as it lies in its file is worked through cell by cell
-(`crossfl.encoding.CELL`), so that it, too, does not grow with the number of updates.
+Everything is walked in pieces: the deltas are decoded, measured and combined, the strategy applied
+and the result written, a span at a time; what is read and written is hashed behind that. Inputs are
+memory maps, so what is held is a few spans of output. What is not summed as it lies in its file is
+worked through cell by cell (`crossfl.encoding.CELL`), so that it, too, does not grow with the
+number of updates.
 """
 
 import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from crossfl import checkpoint, combinations, gate, kernel, manifest, outputs, strategies
+from crossfl import checkpoint, combinations, gate, manifest, outputs, strategies
 from crossfl.checkpoint import Tensors
 from crossfl.combinations import Cohort
 from crossfl.encoding import CELL
 from crossfl.errors import CrossFLError
 from crossfl.gate import Refused, Update
+from crossfl.kernel import WeightedSum
 from crossfl.records import Aggregation
 from crossfl.state import MASTER
-from crossfl.stream import PIECE, Buffers, Checksums, Piece, mapped, pieces, walk, workers
+from crossfl.stream import PIECE, SPAN, Buffers, Checksums, Piece, mapped, pieces, walk, workers
 from crossfl.tensorfile import TensorFile, Writer
 
 MODEL = "model"
@@ -39,10 +41,8 @@ class Done:
     """For each cell, the sum of squares of each update; NaN where it could not be decoded."""
     products: list[Tensor] = field(default_factory=list)
     """For each cell, inner products of the updates, fp64 [facilities, facilities]."""
-    written: dict[str, Tensor] = field(default_factory=dict)
-    """Elements of the next model, of its master and of each slot, at the start of a buffer."""
 
-    def measure(self, squares: list[list[float]], broken: list[int]) -> None:
+    def measure(self, squares: list[list[float]], broken: Sequence[int] = ()) -> None:
         """Note the sums of squares of the next cells, and which updates could not be decoded."""
         for cell in squares:
             for number in broken:
@@ -80,8 +80,10 @@ class Averaging:
         self.coefficients: list[float] = []
         self.norms: dict[str, float] = {}
         self._state, self._weights, self._aggregation = state, weights, aggregation
-        self._threads, self._piece, self._buffers = threads, piece, Buffers(piece)
+        self._threads, self._piece, self._buffers = threads, piece, Buffers()
         self._writers: dict[TensorFile, dict[str, Writer]] = {}
+        self._products = torch.zeros(2 * (len(self.updates),), dtype=torch.float64)
+        self._sums: dict[Path, str] = {}
         self._slots = checkpoint.slots(state)
         shapes = {name: entry.shape for name, entry in weights.floats().items()}
         for slot in (MASTER, *self._slots):
@@ -98,14 +100,12 @@ class Averaging:
 
     def weigh(self, shares: list[float]) -> None:
         """Set the coefficients; where they need inner products, all updates are read for them."""
-        products = torch.zeros(2 * (len(self.updates),), dtype=torch.float64)
         if self._combination.pairwise:
             with self._walking(self._survey, self._delivered()) as walked:
-                for _, done in walked:
-                    for cell in done.products:
-                        products += cell
+                for _ in walked:
+                    pass
         steps = [update.manifest["steps"] for update in self.updates]
-        cohort = Cohort(shares, steps, self._aggregation.dishonest, products)
+        cohort = Cohort(shares, steps, self._aggregation.dishonest, self._products)
         self.coefficients = self._combination.coefficients(cohort)
 
     def write(self, model: Path, state: Path) -> dict[str, str]:
@@ -115,34 +115,35 @@ class Averaging:
             Refused: an update is not what its manifest says; nothing written may be used.
             CrossFLError: the state's own files are damaged.
         """
-        sums: dict[str, str] = {}
         files = self._remembered()
         if not self._combination.pairwise:
             files |= self._delivered()
+        twins: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             closing: dict[TensorFile, contextlib.ExitStack] = {}
 
             def begin(file: TensorFile) -> None:
                 closing[file] = stack.enter_context(contextlib.ExitStack())
-                writers = self._writers_of(file, model, state)
-                self._writers[file] = {
-                    slot: closing[file].enter_context(writer) for slot, writer in writers.items()
-                }
+                self._writers[file] = self._writers_of(file, model, state)
+                for writer in self._writers[file].values():
+                    closing[file].enter_context(writer)
+                    self._checksums.add(writer.path, mapped(writer.path))
 
             with self._walking(self._step, files, begin) as walked:
-                for file, group in itertools.groupby(walked, key=lambda item: item[0].file):
-                    for piece, done in group:
-                        for slot, tensor in done.written.items():
-                            self._writers[file][slot].note(tensor[: piece.count])
-                        self._buffers.give(done.written.values())
+                for file, group in itertools.groupby(walked, key=lambda piece: piece.file):
+                    for piece in group:
+                        for writer in self._targets(piece).values():
+                            end = writer.offset(piece.name, piece.start + piece.count)
+                            self._checksums.reach(writer.path, end)
                     closing[file].close()
                     for writer in self._writers.pop(file).values():
-                        sums[writer.path.name] = writer.sha256
+                        self._checksums.reach(writer.path, writer.size)
                     if _is_master(file):
-                        twin = state / f"{MASTER}.{file.path.name}"
-                        outputs.link(model / file.path.name, twin)
-                        sums[twin.name] = sums[file.path.name]
-        return sums
+                        twin = f"{MASTER}.{file.path.name}"
+                        outputs.link(model / file.path.name, state / twin)
+                        twins[twin] = file.path.name
+        sums = {path.name: found for path, found in self._sums.items() if path not in files}
+        return sums | {twin: sums[name] for twin, name in twins.items()}
 
     @contextlib.contextmanager
     def _walking(
@@ -150,31 +151,33 @@ class Averaging:
         work: Callable[[Piece], Done],
         files: Mapping[Path, memoryview],
         begin: Callable[[TensorFile], None] = lambda file: None,
-    ) -> Iterator[Iterator[tuple[Piece, Done]]]:
+    ) -> Iterator[Iterator[Piece]]:
         """Walk all pieces; at the end, what was seen of updates and files must be in order.
 
         `begin` is called with each file of the model, before work on its first piece is.
         """
         squares = [0.0] * len(self.updates)
 
-        def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[tuple[Piece, Done]]:
+        def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[Piece]:
             for piece, done in walked:
                 for cell in done.squares:
                     squares[:] = map(operator.add, squares, cell)
-                yield piece, done
+                for products in done.products:
+                    self._products += products
+                yield piece
 
         with workers(self._threads) as pool:
-            checksums = Checksums(pool, files)
-            yield measured(walk(pool, checksums.along(self._pieces()), work, begin))
-            sums = checksums.results()
+            self._checksums = Checksums(pool, files)
+            yield measured(walk(pool, self._checksums.along(self._pieces()), work, begin))
+            self._sums = self._checksums.results()
         by_facility = dict(zip((u.facility for u in self.updates), squares, strict=True))
         reasons = gate.check_numbers(by_facility, self._aggregation)
-        reasons |= gate.check_sums(self.updates, sums)
+        reasons |= gate.check_sums(self.updates, self._sums)
         if reasons:
             raise Refused(reasons)
         entries = manifest.read(self._state, "state")["files"]
-        for path in self._remembered().keys() & sums.keys():
-            if sums[path] != entries[path.name]["sha256"]:
+        for path in self._remembered().keys() & self._sums.keys():
+            if self._sums[path] != entries[path.name]["sha256"]:
                 raise CrossFLError(f"{path} does not match its sha256: restore the server state")
         self.norms = {facility: math.sqrt(total) for facility, total in by_facility.items()}
 
@@ -183,7 +186,7 @@ class Averaging:
         done = Done()
         if not piece.file.entries[piece.name].dtype.is_floating_point:
             return done
-        for start, count in piece.cells():
+        for start, count in piece.spans(CELL):
             deltas, broken = self._deltas(piece.name, start, count)
             rows = torch.stack([delta.double() for delta in deltas])
             products = rows @ rows.T
@@ -193,52 +196,57 @@ class Averaging:
 
     def _step(self, piece: Piece) -> Done:
         """The next model and what the server remembers with it."""
-        dtype = piece.file.entries[piece.name].dtype
-        done = Done(written={MODEL: self._buffers.take(dtype)})
+        name, targets, done = piece.name, self._targets(piece), Done()
+        dtype = piece.file.entries[name].dtype
         if not dtype.is_floating_point:
-            kept = piece.file.span(piece.name, piece.start, piece.count)
-            done.written[MODEL][: piece.count].copy_(kept)
-            return self._put(piece, done)
-        done.written |= {s: self._buffers.take(torch.float32) for s in self._families(piece.file)}
-        combined = self._buffers.take(torch.float32)
-        for start, count in self._spans(piece):
-            delta = self._combined(piece.name, start, count, combined[:count], done)
-            for begin in range(start, start + count, CELL):
-                self._apply(piece, begin, delta[begin - start :][:CELL], done)
-        self._buffers.give([combined])
-        return self._put(piece, done)
-
-    def _apply(self, piece: Piece, start: int, delta: Tensor, done: Done) -> None:
-        """Take the server optimizer's step for a cell: what it needs stays in the nearest cache."""
-        name, count = piece.name, len(delta)
-        old = {s: family.span(name, start, count) for s, family in self._slots.items()}
-        master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
-        next_ = {MODEL: master, MASTER: master, **slots}
-        for slot, buffer in done.written.items():
-            buffer.narrow(0, start - piece.start, count).copy_(next_[slot])
-
-    def _put(self, piece: Piece, done: Done) -> Done:
-        for slot, tensor in done.written.items():
-            self._writers[piece.file][slot].put(piece.name, piece.start, tensor[: piece.count])
+            targets[MODEL].put(name, piece.start, piece.file.span(name, piece.start, piece.count))
+            return done
+        whole = self._whole_sum(piece)
+        dtypes = [dtype if slot == MODEL else torch.float32 for slot in targets]
+        with self._buffers.lent([torch.float32, *dtypes]) as (combined, *results):
+            for start, count in piece.spans(SPAN):
+                if whole:
+                    whole.into(combined[:count], start - piece.start)
+                for cell, length in Piece(piece.file, name, start, count).spans(CELL):
+                    part = slice(cell - start, cell - start + length)
+                    delta = combined[part]
+                    if not whole:
+                        delta = self._combined(name, cell, length, delta, done)
+                    next_ = self._applied(name, cell, delta)
+                    for slot, result in zip(targets, results, strict=True):
+                        result[part].copy_(next_[slot])
+                for writer, result in zip(targets.values(), results, strict=True):
+                    writer.put(name, start, result[:count])
+        if whole:
+            done.measure(whole.squares())
         return done
 
-    def _spans(self, piece: Piece) -> Iterable[tuple[int, int]]:
-        """Start and number of elements of what is combined at once."""
-        plain = all(update.delta.plain for update in self.updates)
-        if plain and not self._combination.coordinatewise:
-            return [(piece.start, piece.count)]
-        return piece.cells()
+    def _applied(self, name: str, start: int, delta: Tensor) -> dict[str, Tensor]:
+        """The server optimizer's step for a cell, by slot: all it needs is in the nearest cache."""
+        old = {s: family.span(name, start, len(delta)) for s, family in self._slots.items()}
+        master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
+        return {MODEL: master, MASTER: master, **slots}
+
+    def _whole_sum(self, piece: Piece) -> WeightedSum | None:
+        """The combined delta of a piece, if it is the sum of numbers as they lie in their files."""
+        updates, name = self.updates, piece.name
+        if self._combination.coordinatewise or not all(u.delta.readable(name) for u in updates):
+            return None
+        deltas = [update.delta.span(name, piece.start, piece.count) for update in updates]
+        return WeightedSum(deltas, self.coefficients)
 
     def _combined(self, name: str, start: int, count: int, out: Tensor, done: Done) -> Tensor:
-        """The combined delta of a span, fp32 [count], in `out` or not; the updates are measured."""
+        """The combined delta of a cell, fp32 [count], in `out` or not; the updates are measured."""
         deltas, broken = self._deltas(name, start, count)
-        done.measure(kernel.weighted_sum(deltas, self.coefficients, out), broken)
+        total = WeightedSum(deltas, self.coefficients)
+        total.into(out)
+        done.measure(total.squares(), broken)
         if coordinatewise := self._combination.coordinatewise:
             return coordinatewise([d.float() for d in deltas], self._aggregation.dishonest)
         return out
 
     def _deltas(self, name: str, start: int, count: int) -> tuple[list[Tensor], list[int]]:
-        """A span of each update, and which of them could not be decoded; those are zeros."""
+        """A cell of each update, and which of them could not be decoded; those are zeros."""
         deltas, broken = [], []
         for number, update in enumerate(self.updates):
             try:
@@ -265,6 +273,12 @@ class Averaging:
         """The tensor files of the server state."""
         return {f.path: f.content for family in self._slots.values() for f in family.files}
 
+    def _targets(self, piece: Piece) -> dict[str, Writer]:
+        """What the results of a piece are put into, by slot."""
+        writers = self._writers[piece.file]
+        floating = piece.file.entries[piece.name].dtype.is_floating_point
+        return writers if floating else {MODEL: writers[MODEL]}
+
     def _writers_of(self, file: TensorFile, model: Path, state: Path) -> dict[str, Writer]:
         """Writers for a file of the model and for those of the state that go with it, by slot."""
         layout = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
@@ -273,9 +287,9 @@ class Averaging:
             for name, (dtype, shape) in layout.items()
             if dtype.is_floating_point
         }
-        writers = {MODEL: Writer(model / file.path.name, layout)}
+        writers = {MODEL: Writer(model / file.path.name, layout, reserve=True)}
         for slot in self._families(file):
-            writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats)
+            writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats, reserve=True)
         return writers
 
 

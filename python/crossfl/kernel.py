@@ -8,6 +8,7 @@ fused: the sum is the same bytes on any processor. Sums of squares, of which nor
 added by the processor's vectors, and the same on any of its kind.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ def _pointer(context: Any, address: Any, kind: Any) -> Any:
 
 
 _at: Any = intrinsic(_pointer)
+_HALVES = types.Array(types.uint16, 1, "C")
 _FLOATS = types.Array(types.float32, 1, "C")
 _DOUBLES = types.Array(types.float64, 1, "C")
 _ADDRESSES = types.Array(types.uintp, 1, "C")
@@ -98,78 +100,140 @@ def _adding(half: bool) -> Any:
 _add_wholes, _add_halves = _adding(False), _adding(True)
 
 
-@_compiled(
-    types.void(
-        types.Array(types.uintp, 2, "C"),
-        types.Array(types.boolean, 1, "C"),
-        types.Array(types.float32, 2, "C"),
-        _FLOATS,
-        types.intp,
-        types.Array(types.float64, 3, "C"),
+@_compiled(types.void(_FLOATS, _HALVES))
+def _round(values: Any, out: Any) -> None:
+    """Round fp32 to bf16, to the nearest and ties to even."""
+    bits = carray(_at(types.uintp(values.ctypes.data), types.uint32), values.shape[0])
+    for i in range(out.shape[0]):
+        word = np.uint32(bits[i])
+        odd = np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1))
+        near = np.uint32(np.uint32(word + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
+        nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        out[i] = np.uint16(np.uint32(0x7FC0) if nan else near)
+
+
+def _walking(half: bool) -> Any:
+    """Compile the sum of groups of four into fp32, or into bf16."""
+
+    @_compiled(
+        types.void(
+            types.Array(types.uintp, 2, "C"),
+            types.intp,
+            types.Array(types.boolean, 1, "C"),
+            types.Array(types.float32, 2, "C"),
+            _HALVES if half else _FLOATS,
+            types.intp,
+            types.Array(types.float64, 3, "C"),
+        )
     )
-)
-def _walk(
-    addresses: Any, halves: Any, coefficients: Any, total: Any, cell: int, squares: Any
-) -> None:
-    """Sum groups of four, block by block; their squares by cell, group and place in it."""
-    for start in range(0, total.shape[0], BLOCK):
-        part = total[start : start + BLOCK]
-        part[:] = 0
-        for g in range(addresses.shape[0]):
-            found = squares[start // cell, g]
-            if halves[g]:
-                _add_halves(part, addresses[g], start, coefficients[g], found)
-            else:
-                _add_wholes(part, addresses[g], start, coefficients[g], found)
+    def walk(
+        addresses: Any,
+        first: int,
+        halves: Any,
+        coefficients: Any,
+        out: Any,
+        cell: int,
+        squares: Any,
+    ) -> None:
+        """Block by block from element `first` on; squares by cell, group and place in it."""
+        block = np.empty(BLOCK if half else 0, np.float32)
+        for start in range(0, out.shape[0], BLOCK):
+            end = min(start + BLOCK, out.shape[0])
+            part = block[: end - start] if half else out[start:end]
+            part[:] = 0
+            for g in range(addresses.shape[0]):
+                found = squares[start // cell, g]
+                if halves[g]:
+                    _add_halves(part, addresses[g], first + start, coefficients[g], found)
+                else:
+                    _add_wholes(part, addresses[g], first + start, coefficients[g], found)
+            if half:
+                _round(part, out[start:end])
+
+    return walk
 
 
-def weighted_sum(
-    deltas: Sequence[Tensor], coefficients: Sequence[float], out: Tensor
-) -> list[list[float]]:
-    """Write Σ cᵢΔᵢ, added in fp32 in that order, and measure what is added.
+_walk_to_wholes, _walk_to_halves = _walking(False), _walking(True)
+
+
+@functools.cache
+def _groups(dtypes: tuple[torch.dtype, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deltas in groups of four of one dtype: their numbers, which are there, which are of bf16.
+
+    Where a group is not full, what is missing is its first, which takes no memory to read again.
+    """
+    groups: list[list[int]] = []
+    for _, run in itertools.groupby(range(len(dtypes)), key=lambda number: dtypes[number]):
+        alike = list(run)
+        groups += [alike[i : i + 4] for i in range(0, len(alike), 4)]
+    numbers = np.array([group + group[:1] * (4 - len(group)) for group in groups], np.intp)
+    present = np.array([[place < len(group) for place in range(4)] for group in groups])
+    return numbers, present, np.array([dtypes[group[0]] == torch.bfloat16 for group in groups])
+
+
+class WeightedSum:
+    """Σ cᵢΔᵢ, added in fp32 in that order, where it is asked for; what is added is measured.
 
     Args:
-        deltas: flat and contiguous, [n], each in one of `DTYPES`.
+        deltas: flat and contiguous, [n], each in one of `DTYPES`; at least one.
         coefficients: one for each delta.
-        out: fp32 [n].
-
-    Returns:
-        For each cell of `crossfl.encoding.CELL` elements, the sum of squares of each delta.
 
     Raises:
         ValueError: dtypes, shapes or numbers of them are not those.
+
+    Example:
+        >>> mean = torch.empty(3)
+        >>> total = WeightedSum([torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)], [0.5, 0.5])
+        >>> total.into(mean)
+        >>> mean, total.squares()
+        (tensor([1.0000, 1.5000, 2.0000]), [[14.0, 3.0]])
     """
-    wrong = [d for d in (*deltas, out) if d.shape != (len(out),) or not d.is_contiguous()]
-    if wrong or out.dtype != torch.float32 or any(d.dtype not in DTYPES for d in deltas):
-        raise ValueError(f"deltas of {[(d.dtype, *d.shape) for d in deltas]} for {len(out)} sums")
-    addresses: list[list[int]] = []
-    weights: list[list[float]] = []
-    halves: list[bool] = []
-    places: list[tuple[int, int]] = []
-    pairs = zip(deltas, coefficients, strict=True)
-    for dtype, same in itertools.groupby(pairs, key=lambda pair: pair[0].dtype):
-        alike = list(same)
-        for group in (alike[i : i + 4] for i in range(0, len(alike), 4)):
-            places += [(len(addresses), place) for place in range(len(group))]
-            # what is not there is a delta that is, times 0: it takes no memory to read again
-            filled = [*group, *[(group[0][0], 0.0)] * (4 - len(group))]
-            addresses.append([delta.data_ptr() for delta, _ in filled])
-            weights.append([coefficient for _, coefficient in filled])
-            halves.append(dtype == torch.bfloat16)
-    squares = np.zeros((-(-len(out) // CELL), len(addresses), 4))
-    _walk(
-        np.array(addresses, np.uintp),
-        np.array(halves, np.bool_),
-        np.array(weights, np.float32),
-        out.numpy(),
-        CELL,
-        squares,
-    )
-    groups, inside = np.array(places).T
-    rows: list[list[float]] = squares[:, groups, inside].tolist()
-    for cell, row in enumerate(rows):
-        for number, square in enumerate(row):
-            if not math.isfinite(square):  # squares beyond fp32 are not yet values beyond it
-                values = deltas[number][cell * CELL : (cell + 1) * CELL].double()
-                row[number] = float(values.square().sum())
-    return rows
+
+    def __init__(self, deltas: Sequence[Tensor], coefficients: Sequence[float]) -> None:
+        if not deltas or len(deltas) != len(coefficients):
+            raise ValueError(f"{len(deltas)} deltas and {len(coefficients)} coefficients")
+        self._deltas, self._count = deltas, deltas[0].numel()
+        for delta in deltas:
+            _check(delta, self._count)
+        numbers, self._present, self._halves = _groups(tuple(delta.dtype for delta in deltas))
+        weights = np.array(coefficients, np.float32)[numbers]
+        self._coefficients = np.where(self._present, weights, np.float32(0))
+        self._addresses = np.array([delta.data_ptr() for delta in deltas], np.uintp)[numbers]
+        self._squares = np.zeros((-(-self._count // CELL), *numbers.shape))
+
+    def into(self, out: Tensor, start: int = 0) -> None:
+        """Write the elements from `start`, the first of a cell, on.
+
+        Args:
+            out: [m], in one of `DTYPES`, to which the sum is rounded at the end, ties to even.
+            start: at most n − m.
+        """
+        count = out.numel()
+        _check(out, count)
+        if not 0 <= start <= self._count - count or start % CELL:
+            raise ValueError(f"elements {start} to {start + count} are not cells of {self._count}")
+        arguments = (self._addresses, start, self._halves, self._coefficients)
+        squares = self._squares[start // CELL :]
+        if out.dtype == torch.float32:
+            _walk_to_wholes(*arguments, out.numpy(), CELL, squares)
+        else:
+            _walk_to_halves(*arguments, out.view(torch.uint16).numpy(), CELL, squares)
+
+    def squares(self) -> list[list[float]]:
+        """For each cell of `crossfl.encoding.CELL` elements, the sum of squares of each delta."""
+        rows: list[list[float]] = self._squares[:, self._present].tolist()
+        if not np.isfinite(
+            self._squares
+        ).all():  # their sum can be too large for fp32, and they not
+            for cell, row in enumerate(rows):
+                for number, square in enumerate(row):
+                    if not math.isfinite(square):
+                        values = self._deltas[number][cell * CELL : (cell + 1) * CELL]
+                        row[number] = float(values.double().square().sum())
+        return rows
+
+
+def _check(tensor: Tensor, count: int) -> None:
+    if tensor.shape != (count,) or tensor.dtype not in DTYPES or not tensor.is_contiguous():
+        found = f"{tensor.dtype}, {list(tensor.shape)}"
+        raise ValueError(f"{found}: not fp32 or bf16, not flat, or not of {count} elements")

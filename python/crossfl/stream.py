@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from crossfl.tensorfile import TensorFile
 
 R = TypeVar("R")
 
-PIECE = 8 * CELL
-"""Elements of a piece, unless the caller says otherwise; a multiple of `CELL`."""
+PIECE = 32 * CELL
+"""Elements that a thread takes at a time, unless the caller says otherwise: whole cells."""
+SPAN = 4 * CELL
+"""Elements that are worked out and written at a time: 1 MiB of fp32, which is still in the core's
+own cache when it is written."""
 SEGMENT = 1 << 22
 """Bytes of a file that one thread hashes before it turns to something else."""
 
@@ -34,11 +37,11 @@ class Piece:
     start: int
     count: int
 
-    def cells(self) -> Iterator[tuple[int, int]]:
-        """Start in the tensor, and number of elements, of each cell."""
+    def spans(self, size: int) -> Iterator[tuple[int, int]]:
+        """Start in the tensor, and number of elements, of each part of at most `size` elements."""
         end = self.start + self.count
-        for start in range(self.start, end, CELL):
-            yield start, min(CELL, end - start)
+        for start in range(self.start, end, size):
+            yield start, min(size, end - start)
 
 
 def pieces(file: TensorFile, size: int = PIECE) -> Iterator[Piece]:
@@ -89,66 +92,74 @@ def walk(
 
 
 class Buffers:
-    """Memory that pieces leave to those after them: what the kernel gives anew, it clears first.
+    """Memory that one piece leaves to the next, which so finds it in the processor's cache."""
 
-    Args:
-        size: elements of each tensor.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._free: dict[torch.dtype, list[Tensor]] = {}
 
-    def take(self, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of `size` elements, with whatever is in it."""
+    @contextlib.contextmanager
+    def lent(self, dtypes: Sequence[torch.dtype]) -> Iterator[list[Tensor]]:
+        """Flat tensors of `SPAN` elements, with whatever is in them, one of each dtype given."""
+        taken = [self._take(dtype) for dtype in dtypes]
+        yield taken
+        for tensor in taken:
+            self._free[tensor.dtype].append(tensor)
+
+    def _take(self, dtype: torch.dtype) -> Tensor:
         free = self._free.setdefault(dtype, [])
         try:
             return free.pop()
         except IndexError:
-            return torch.empty(self._size, dtype=dtype)
-
-    def give(self, tensors: Iterable[Tensor]) -> None:
-        """Take back what was handed out, to be handed out again."""
-        for tensor in tensors:
-            self._free[tensor.dtype].append(tensor)
+            return torch.empty(SPAN, dtype=dtype)
 
 
 class Checksums:
     """sha256 of files, computed in step with a walk over them, so that disks are read once.
 
     Args:
-        contents: the bytes of each file, mapped.
+        pool: threads to hash on.
+        contents: the bytes of each file that is read, mapped.
     """
 
     def __init__(self, pool: ThreadPoolExecutor, contents: Mapping[Path, memoryview]) -> None:
-        self._pool, self._contents = pool, contents
-        self._hashes = {path: hashlib.sha256() for path in contents}
-        self._reached = dict.fromkeys(contents, 0)
+        self._pool, self._read = pool, set(contents)
+        self._contents: dict[Path, memoryview] = {}
+        self._hashes: dict[Path, Any] = {}
+        self._reached: dict[Path, int] = {}
         self._last: dict[Path, Future[None]] = {}
+        for path, content in contents.items():
+            self.add(path, content)
+
+    def add(self, path: Path, content: memoryview) -> None:
+        """One more file, which is being written: it is hashed as far as `reach` says."""
+        self._contents[path], self._hashes[path] = content, hashlib.sha256()
+        self._reached[path] = 0
 
     def along(self, walked: Sequence[Piece]) -> Iterator[Piece]:
-        """The same pieces; as each is taken, the files are hashed as far as the walk has come."""
+        """The same pieces; as each is taken, what is read is hashed as far as the walk has come."""
         total, done = sum(piece.count for piece in walked), 0
         for piece in walked:
             done += piece.count
-            self.advance(done / total)
+            for path in self._read:
+                self.reach(path, len(self._contents[path]) * done // total)
             yield piece
 
-    def advance(self, fraction: float) -> None:
-        """Have every file hashed up to this fraction of it, in the background."""
-        for path, content in self._contents.items():
-            size = len(content)
-            target, reached = int(size * fraction), self._reached[path]
-            if target > reached and (target - reached >= SEGMENT or target == size):
-                before = self._last.get(path)
-                self._last[path] = self._pool.submit(self._hash, path, reached, target, before)
-                self._reached[path] = target
+    def reach(self, path: Path, end: int) -> None:
+        """Have a file hashed up to byte `end`, in the background, a segment or more at a time."""
+        begin = self._reached[path]
+        if end - begin >= SEGMENT or begin < end == len(self._contents[path]):
+            before = self._last.get(path)
+            self._last[path] = self._pool.submit(self._hash, path, begin, end, before)
+            self._reached[path] = end
 
     def results(self) -> dict[Path, str]:
-        """Hexadecimal sha256 of each file."""
-        self.advance(1.0)
+        """Hexadecimal sha256 of each file, all of which must have been reached."""
+        for path in self._read:
+            self.reach(path, len(self._contents[path]))
         for future in self._last.values():
             future.result()
+        if left := [p for p, content in self._contents.items() if self._reached[p] < len(content)]:
+            raise ValueError(f"{left[0]} was not hashed to its end")
         return {path: found.hexdigest() for path, found in self._hashes.items()}
 
     def _hash(self, path: Path, begin: int, end: int, before: Future[None] | None) -> None:

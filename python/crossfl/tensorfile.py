@@ -38,6 +38,9 @@ LARGEST_HEADER = 1 << 24
 """Bytes; a hundred thousand tensors have less."""
 LARGEST_RANK = 64
 """Dimensions of a tensor."""
+ALIGNMENT = 64
+"""Bytes of a cache line, at which the data of a file begin: processors copy and add up such numbers
+faster than those that lie across two lines."""
 PLAIN = {"format": "pt"}
 """The metadata that `from_pretrained` asks for."""
 
@@ -92,7 +95,12 @@ class TensorFile:
             raise IndexError(f"{self.path}: {name!r} has no elements {start} to {start + count}")
         begin = entry.begin + start * entry.dtype.itemsize
         part = self._bytes[begin : begin + count * entry.dtype.itemsize]
-        return (part if begin % entry.dtype.itemsize == 0 else part.clone()).view(entry.dtype)
+        return (part if self.aligned(name) else part.clone()).view(entry.dtype)
+
+    def aligned(self, name: str) -> bool:
+        """Whether spans of a tensor are views, and not copies of what lies at an odd address."""
+        entry = self.entries[name]
+        return entry.begin % entry.dtype.itemsize == 0
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor; a view that must not be written."""
@@ -106,15 +114,20 @@ class TensorFile:
 
 
 class Writer:
-    """Writes the tensors of one file, piece by piece, and hashes them.
+    """Writes the tensors of one file: in order and hashed, or from several threads.
 
-    Either `write` them in order; or `put` them in any order, from any thread, and `note` them in
-    order.
+    Either `write` them in order, after which `sha256` is that of the file; or, with `reserve`,
+    `put` them in any order, from any thread. Who puts sees to it that nothing is left out.
 
     Args:
         path: the file to write.
         layout: dtype and shape of each tensor, in their order in the file.
         metadata: strings for the header.
+        reserve: take the whole file's space on the disk at once, to `put` into: a disk too small is
+            known before any work, and what is written then costs less.
+
+    Raises:
+        OSError: the file cannot be written, or not reserved.
     """
 
     def __init__(
@@ -122,40 +135,49 @@ class Writer:
         path: Path,
         layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         metadata: Mapping[str, str] = PLAIN,
+        *,
+        reserve: bool = False,
     ) -> None:
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
-        self._begins: dict[str, int] = {}
         for name, (dtype, shape) in layout.items():
             begin, end = end, end + math.prod(shape) * dtype.itemsize
-            self._begins[name] = begin
             header[name] = {
                 "dtype": NAMES[dtype],
                 "shape": list(shape),
                 "data_offsets": [begin, end],
             }
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
         text = len(text).to_bytes(8, "little") + text
-        self.path = path
+        self.path, self.size = path, len(text) + end
+        self._places: dict[str, tuple[int, int]] = {
+            name: (len(text) + header[name]["data_offsets"][0], dtype.itemsize)
+            for name, (dtype, _) in layout.items()
+        }
         self._hash = hashlib.sha256(text)
-        self._base, self._size, self._noted = len(text), len(text) + end, len(text)
+        self._written = len(text)
         self._stream = path.open("wb", buffering=0)
+        self._whole = reserve
+        if reserve:
+            os.posix_fallocate(self._stream.fileno(), 0, self.size)
         self._place(memoryview(text), 0)
 
     def write(self, piece: Tensor) -> None:
         """Append the next elements, in the dtype that was announced."""
-        self._place(_bytes(piece), self._noted)
-        self.note(piece)
+        data = _bytes(piece)
+        self._place(data, self._written)
+        self._hash.update(data)
+        self._written += len(data)
 
     def put(self, name: str, start: int, piece: Tensor) -> None:
         """Write elements of a tensor to where they belong, from its element `start` on."""
-        self._place(_bytes(piece), self._base + self._begins[name] + start * piece.itemsize)
+        self._place(_bytes(piece), self.offset(name, start))
 
-    def note(self, piece: Tensor) -> None:
-        """Hash the next elements in the file's order, which have been put."""
-        self._hash.update(_bytes(piece))
-        self._noted += piece.nbytes
+    def offset(self, name: str, element: int) -> int:
+        """The byte of the file at which an element of a tensor lies, or the tensor ends."""
+        begin, width = self._places[name]
+        return begin + element * width
 
     def _place(self, data: memoryview, offset: int) -> None:
         while data:
@@ -164,7 +186,7 @@ class Writer:
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal sha256 of what has been written."""
+        """Hexadecimal sha256 of what has been written in order."""
         return self._hash.hexdigest()
 
     def __enter__(self) -> Self:
@@ -172,14 +194,14 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.close()
-        if kind is None and self._noted != self._size:
-            raise ValueError(f"{self.path}: {self._noted} of {self._size} bytes were written")
+        if kind is None and not self._whole and self._written != self.size:
+            raise ValueError(f"{self.path}: {self._written} of {self.size} bytes were written")
 
 
 def _bytes(piece: Tensor) -> memoryview:
     if not piece.numel():
         return memoryview(b"")
-    return memoryview(piece.contiguous().view(torch.uint8).numpy().data)
+    return memoryview(piece.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:

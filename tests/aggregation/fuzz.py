@@ -98,7 +98,9 @@ def verdict(folder: Path) -> str:
         for name, parameter in PARAMETERS.items():
             if parameter.elements:
                 values = delta.span(name, 0, parameter.elements)
-                kernel.weighted_sum([values], [1.0], torch.empty(parameter.elements))
+                total = kernel.WeightedSum([values], [1.0])
+                total.into(torch.empty(parameter.elements))
+                total.squares()
     except (CrossFLError, ValueError) as error:
         return f"refused: {type(error).__name__}"
     with safe_open(folder / "delta.safetensors", framework="pt") as library:
