@@ -27,6 +27,7 @@ from crossfl.checkpoint import Tensors
 from crossfl.initialise import start
 from crossfl.records import Aggregation
 from crossfl.state import ServerState
+from crossfl.streamflow.archive import BUFFER
 
 GIBI, MEBI = 1 << 30, 1 << 20
 COMMON = ["torch==2.13.0", "safetensors==0.8.0", "numpy==2.4.6"]
@@ -84,11 +85,16 @@ def make(folder: Path, size: int, dtype: torch.dtype, sites: int, distinct: int)
             os.link(folder / f"site{number % distinct:02}" / file.name, file)
         else:
             generator = torch.Generator().manual_seed(number)
-            with tensorfile.Writer(file, shapes) as writer:
+            sent = file.with_suffix(".sent")
+            with tensorfile.Writer(sent, shapes) as writer:
                 for _, shape in shapes.values():
                     zeros = torch.zeros(1)
                     values = torch.randn(shape, generator=generator) if number >= 0 else zeros
                     writer.write(values.expand(shape).to(dtype))
+            # It is to lie in memory as the connectors lay what arrives.
+            with sent.open("rb") as source, file.open("wb") as target:
+                shutil.copyfileobj(source, target, BUFFER)
+            sent.unlink()
         if number >= 0:
             (site / "update").mkdir()
             os.link(file, site / "update" / "delta.safetensors")

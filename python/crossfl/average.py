@@ -27,7 +27,18 @@ from crossfl.gate import Refused, Update
 from crossfl.kernel import WeightedSum
 from crossfl.records import Aggregation
 from crossfl.state import MASTER
-from crossfl.stream import PIECE, SPAN, Buffers, Checksums, Piece, mapped, pieces, walk, workers
+from crossfl.stream import (
+    PIECE,
+    SPAN,
+    Buffers,
+    Checksums,
+    Piece,
+    Syncing,
+    mapped,
+    pieces,
+    walk,
+    workers,
+)
 from crossfl.tensorfile import TensorFile, Writer
 
 MODEL = "model"
@@ -121,6 +132,7 @@ class Averaging:
         twins: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             closing: dict[TensorFile, contextlib.ExitStack] = {}
+            syncing = stack.enter_context(Syncing())
 
             def begin(file: TensorFile) -> None:
                 closing[file] = stack.enter_context(contextlib.ExitStack())
@@ -135,6 +147,8 @@ class Averaging:
                         for writer in self._targets(piece).values():
                             end = writer.offset(piece.name, piece.start + piece.count)
                             self._checksums.reach(writer.path, end)
+                        syncing.wrote(4 * piece.count, self._targets(piece).values())
+                    syncing.settle()
                     closing[file].close()
                     for writer in self._writers.pop(file).values():
                         self._checksums.reach(writer.path, writer.size)

@@ -55,36 +55,102 @@ def _pointer(context: Any, address: Any, kind: Any) -> Any:
 
 
 _at: Any = intrinsic(_pointer)
-_HALVES = types.Array(types.uint16, 1, "C")
 _FLOATS = types.Array(types.float32, 1, "C")
+_ZERO = np.float32(0)
+_HALF, _UPPER = np.uint32(16), np.uint32(0xFFFF0000)
 _DOUBLES = types.Array(types.float64, 1, "C")
 _ADDRESSES = types.Array(types.uintp, 1, "C")
 
 
-def _adding(half: bool) -> Any:
-    """Compile the sum of four deltas in bf16, or in fp32: nothing is stored between two of them."""
+@_compiled(types.float32(types.uint32), inline="always")
+def _lower(word: Any) -> Any:
+    """The bf16 in the lower half of a word."""
+    return np.uint32(word << _HALF).view(np.float32)
+
+
+@_compiled(types.float32(types.uint32), inline="always")
+def _upper(word: Any) -> Any:
+    """The bf16 in the upper half of a word."""
+    return np.uint32(word & _UPPER).view(np.float32)
+
+
+@_compiled(types.uint32(types.float32), inline="always")
+def _rounded(value: Any) -> Any:
+    """The nearest bf16, ties to even, as the upper half of a word."""
+    bits = np.float32(value).view(np.uint32)
+    last = np.uint32(np.uint32(bits >> _HALF) & np.uint32(1))
+    near = np.uint32(np.uint32(bits + np.uint32(np.uint32(0x7FFF) + last)) & _UPPER)
+    return near if value == value else np.uint32(0x7FC00000)  # or it is none
+
+
+def _adding(half: bool, rounding: bool) -> Any:
+    """Compile the sum of four deltas in bf16, or in fp32, to what has been summed before.
+
+    Nothing is stored between two of them. The sum goes back to where it came from, or, rounding,
+    to `out` in bf16; where it is fresh, nothing was summed before. Deltas in bf16 are read two
+    numbers at a time: either half of a word, as the upper half of one, is the number in fp32.
+    """
     kind, width = (types.uint16, 2) if half else (types.float32, 4)
 
     # Of the liberties a compiler may take, the one given here, "reassoc", has squares added up by
     # the processor's vectors. It moves no other sum without "nsz", which is not given.
-    @_compiled(types.void(_FLOATS, _ADDRESSES, types.intp, _FLOATS, _DOUBLES), fastmath={"reassoc"})
-    def add(total: Any, addresses: Any, start: int, coefficients: Any, squares: Any) -> None:
+    @_compiled(
+        types.void(_FLOATS, types.boolean, types.uintp, _ADDRESSES, types.intp, _FLOATS, _DOUBLES),
+        fastmath={"reassoc"},
+    )
+    def add(
+        total: Any,
+        fresh: bool,
+        out: int,
+        addresses: Any,
+        start: int,
+        coefficients: Any,
+        squares: Any,
+    ) -> None:
         size, offset = total.shape[0], start * width
+        p, q, r, s = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+        ww = xx = yy = zz = np.float32(0)
+        pairs = size // 2 if half else 0
+        if half:
+            aa = carray(_at(addresses[0] + offset, types.uint32), pairs)
+            bb = carray(_at(addresses[1] + offset, types.uint32), pairs)
+            cc = carray(_at(addresses[2] + offset, types.uint32), pairs)
+            dd = carray(_at(addresses[3] + offset, types.uint32), pairs)
+            words = carray(_at(out, types.uint32), pairs)
+            for i in range(pairs):
+                w, w1 = _lower(aa[i]), _upper(aa[i])
+                x, x1 = _lower(bb[i]), _upper(bb[i])
+                y, y1 = _lower(cc[i]), _upper(cc[i])
+                z, z1 = _lower(dd[i]), _upper(dd[i])
+                before = _ZERO if fresh else total[2 * i]
+                before1 = _ZERO if fresh else total[2 * i + 1]
+                value = (((before + p * w) + q * x) + r * y) + s * z
+                value1 = (((before1 + p * w1) + q * x1) + r * y1) + s * z1
+                if rounding:
+                    words[i] = np.uint32(np.uint32(_rounded(value) >> _HALF) | _rounded(value1))
+                else:
+                    total[2 * i] = value
+                    total[2 * i + 1] = value1
+                ww += w * w + w1 * w1
+                xx += x * x + x1 * x1
+                yy += y * y + y1 * y1
+                zz += z * z + z1 * z1
         a = carray(_at(addresses[0] + offset, kind), size)
         b = carray(_at(addresses[1] + offset, kind), size)
         c = carray(_at(addresses[2] + offset, kind), size)
         d = carray(_at(addresses[3] + offset, kind), size)
-        p, q, r, s = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-        ww = xx = yy = zz = np.float32(0)
-        for i in range(size):
-            if half:  # the upper half of the bits of fp32
-                w = np.uint32(np.uint32(a[i]) << np.uint32(16)).view(np.float32)
-                x = np.uint32(np.uint32(b[i]) << np.uint32(16)).view(np.float32)
-                y = np.uint32(np.uint32(c[i]) << np.uint32(16)).view(np.float32)
-                z = np.uint32(np.uint32(d[i]) << np.uint32(16)).view(np.float32)
+        rounded = carray(_at(out, types.uint16), size)
+        for i in range(2 * pairs, size):  # those of fp32, or the last of an odd number
+            if half:
+                w, x, y, z = _lower(a[i]), _lower(b[i]), _lower(c[i]), _lower(d[i])
             else:
                 w, x, y, z = np.float32(a[i]), np.float32(b[i]), np.float32(c[i]), np.float32(d[i])
-            total[i] = (((total[i] + p * w) + q * x) + r * y) + s * z
+            before = _ZERO if fresh else total[i]
+            value = (((before + p * w) + q * x) + r * y) + s * z
+            if rounding:
+                rounded[i] = np.uint16(_rounded(value) >> _HALF)
+            else:
+                total[i] = value
             ww += w * w
             xx += x * x
             yy += y * y
@@ -97,63 +163,52 @@ def _adding(half: bool) -> Any:
     return add
 
 
-_add_wholes, _add_halves = _adding(False), _adding(True)
+_add_wholes, _add_halves = _adding(False, False), _adding(True, False)
+_round_wholes, _round_halves = _adding(False, True), _adding(True, True)
 
 
-@_compiled(types.void(_FLOATS, _HALVES))
-def _round(values: Any, out: Any) -> None:
-    """Round fp32 to bf16, to the nearest and ties to even."""
-    bits = carray(_at(types.uintp(values.ctypes.data), types.uint32), values.shape[0])
-    for i in range(out.shape[0]):
-        word = np.uint32(bits[i])
-        odd = np.uint32(np.uint32(word >> np.uint32(16)) & np.uint32(1))
-        near = np.uint32(np.uint32(word + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
-        nan = np.uint32(word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        out[i] = np.uint16(np.uint32(0x7FC0) if nan else near)
-
-
-def _walking(half: bool) -> Any:
-    """Compile the sum of groups of four into fp32, or into bf16."""
-
-    @_compiled(
-        types.void(
-            types.Array(types.uintp, 2, "C"),
-            types.intp,
-            types.Array(types.boolean, 1, "C"),
-            types.Array(types.float32, 2, "C"),
-            _HALVES if half else _FLOATS,
-            types.intp,
-            types.Array(types.float64, 3, "C"),
-        )
+@_compiled(
+    types.void(
+        types.Array(types.uintp, 2, "C"),
+        types.intp,
+        types.Array(types.boolean, 1, "C"),
+        types.Array(types.float32, 2, "C"),
+        types.uintp,
+        types.intp,
+        types.boolean,
+        types.intp,
+        types.Array(types.float64, 3, "C"),
     )
-    def walk(
-        addresses: Any,
-        first: int,
-        halves: Any,
-        coefficients: Any,
-        out: Any,
-        cell: int,
-        squares: Any,
-    ) -> None:
-        """Block by block from element `first` on; squares by cell, group and place in it."""
-        block = np.empty(BLOCK if half else 0, np.float32)
-        for start in range(0, out.shape[0], BLOCK):
-            end = min(start + BLOCK, out.shape[0])
-            part = block[: end - start] if half else out[start:end]
-            part[:] = 0
-            for g in range(addresses.shape[0]):
-                found = squares[start // cell, g]
+)
+def _walk(
+    addresses: Any,
+    first: int,
+    halves: Any,
+    coefficients: Any,
+    out: int,
+    count: int,
+    rounding: bool,
+    cell: int,
+    squares: Any,
+) -> None:
+    """Sum `count` elements from `first` on in blocks; squares by cell, group and place in it."""
+    block, groups = np.empty(BLOCK, np.float32), addresses.shape[0]
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        total = block[:size] if rounding else carray(_at(out + 4 * start, types.float32), size)
+        target = types.uintp(out + 2 * start)
+        for g in range(groups):
+            found, there, shares = squares[start // cell, g], addresses[g], coefficients[g]
+            begin, fresh = first + start, g == 0
+            if rounding and g == groups - 1:
                 if halves[g]:
-                    _add_halves(part, addresses[g], first + start, coefficients[g], found)
+                    _round_halves(total, fresh, target, there, begin, shares, found)
                 else:
-                    _add_wholes(part, addresses[g], first + start, coefficients[g], found)
-            if half:
-                _round(part, out[start:end])
-
-    return walk
-
-
-_walk_to_wholes, _walk_to_halves = _walking(False), _walking(True)
+                    _round_wholes(total, fresh, target, there, begin, shares, found)
+            elif halves[g]:
+                _add_halves(total, fresh, target, there, begin, shares, found)
+            else:
+                _add_wholes(total, fresh, target, there, begin, shares, found)
 
 
 @functools.cache
@@ -212,12 +267,17 @@ class WeightedSum:
         _check(out, count)
         if not 0 <= start <= self._count - count or start % CELL:
             raise ValueError(f"elements {start} to {start + count} are not cells of {self._count}")
-        arguments = (self._addresses, start, self._halves, self._coefficients)
-        squares = self._squares[start // CELL :]
-        if out.dtype == torch.float32:
-            _walk_to_wholes(*arguments, out.numpy(), CELL, squares)
-        else:
-            _walk_to_halves(*arguments, out.view(torch.uint16).numpy(), CELL, squares)
+        _walk(
+            self._addresses,
+            start,
+            self._halves,
+            self._coefficients,
+            out.data_ptr(),
+            count,
+            out.dtype == torch.bfloat16,
+            CELL,
+            self._squares[start // CELL :],
+        )
 
     def squares(self) -> list[list[float]]:
         """For each cell of `crossfl.encoding.CELL` elements, the sum of squares of each delta."""

@@ -34,7 +34,8 @@ MAX_HEADER = 2**16
 """Bytes in one extended header: a long name and a few attributes need far fewer."""
 MAX_TAIL = 2**20
 """Bytes after the end of an archive: tar fills its last record, of 10 KiB, with zeros."""
-BUFFER = 2**20
+BUFFER = 2**21
+"""Bytes read and written at a time: those of a huge page, as which they are mapped where read."""
 
 END = b"crossfl: end of archive\n"
 """Printed by the site after a `tar` that succeeded: without it the stream was cut."""
