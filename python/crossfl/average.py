@@ -33,7 +33,6 @@ from crossfl.stream import (
     Buffers,
     Checksums,
     Piece,
-    Syncing,
     mapped,
     pieces,
     walk,
@@ -132,7 +131,6 @@ class Averaging:
         twins: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             closing: dict[TensorFile, contextlib.ExitStack] = {}
-            syncing = stack.enter_context(Syncing())
 
             def begin(file: TensorFile) -> None:
                 closing[file] = stack.enter_context(contextlib.ExitStack())
@@ -147,8 +145,6 @@ class Averaging:
                         for writer in self._targets(piece).values():
                             end = writer.offset(piece.name, piece.start + piece.count)
                             self._checksums.reach(writer.path, end)
-                        syncing.wrote(4 * piece.count, self._targets(piece).values())
-                    syncing.settle()
                     closing[file].close()
                     for writer in self._writers.pop(file).values():
                         self._checksums.reach(writer.path, writer.size)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from crossfl.encoding import CELL
-from crossfl.tensorfile import TensorFile, Writer
+from crossfl.tensorfile import TensorFile
 
 R = TypeVar("R")
 
@@ -111,41 +111,6 @@ class Buffers:
             return free.pop()
         except IndexError:
             return torch.empty(SPAN, dtype=dtype)
-
-
-class Syncing:
-    """Has files go to the disk while more of them is worked out, so that no long wait is left.
-
-    Args:
-        every: bytes, of one of the files, after which it is begun.
-    """
-
-    def __init__(self, every: int = 1 << 26) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._every, self._left = every, every
-        self._last: Future[None] | None = None
-
-    def wrote(self, count: int, writers: Iterable[Writer]) -> None:
-        """So many bytes more were written to each of these files."""
-        self._left -= count
-        if self._left <= 0 and (self._last is None or self._last.done()):
-            self._left = self._every
-            self._last = self._thread.submit(self._sync, list(writers))
-
-    def settle(self) -> None:
-        """Wait until nothing goes on, after which files may be closed."""
-        if self._last is not None:
-            self._last.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-    def _sync(self, writers: Iterable[Writer]) -> None:
-        for writer in writers:
-            writer.sync()
 
 
 class Checksums:

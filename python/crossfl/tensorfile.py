@@ -179,10 +179,6 @@ class Writer:
         begin, width = self._places[name]
         return begin + element * width
 
-    def sync(self) -> None:
-        """Have what has been written so far on the disk."""
-        os.fdatasync(self._stream.fileno())
-
     def _place(self, data: memoryview, offset: int) -> None:
         while data:
             count = os.pwrite(self._stream.fileno(), data, offset)
