@@ -201,7 +201,7 @@ class Writer:
 def _bytes(piece: Tensor) -> memoryview:
     if not piece.numel():
         return memoryview(b"")
-    return memoryview(piece.reshape(-1).view(torch.uint8).numpy().data)
+    return memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
