@@ -127,7 +127,7 @@ class Writer:
             known before any work, and what is written then costs less.
 
     Raises:
-        OSError: the file cannot be written, or not reserved.
+        CrossFLError: there is no room for what is to be reserved.
     """
 
     def __init__(
@@ -160,7 +160,14 @@ class Writer:
         self._stream = path.open("wb", buffering=0)
         self._whole = reserve
         if reserve:
-            os.posix_fallocate(self._stream.fileno(), 0, self.size)
+            try:
+                os.posix_fallocate(self._stream.fileno(), 0, self.size)
+            except OSError as error:
+                self._stream.close()
+                raise CrossFLError(
+                    f"{path}: no room for its {self.size} bytes ({error.strerror}): "
+                    "free some, then run the same command again"
+                ) from None
         self._place(memoryview(text), 0)
 
     def write(self, piece: Tensor) -> None:

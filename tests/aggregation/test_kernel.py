@@ -48,6 +48,57 @@ def test_sum_and_squares(dtypes: list[torch.dtype], count: int, seed: int) -> No
     np.testing.assert_allclose(squares, expected, rtol=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(kernel.DTYPES), min_size=1, max_size=9),
+    st.sampled_from((1, 2, 7, kernel.BLOCK + 1, CELL + 4099)),
+    st.integers(0, 2**31),
+)
+def test_rounded_to_bf16_where_it_is_summed(
+    dtypes: list[torch.dtype], count: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    deltas = [torch.randn(count, generator=generator).to(dtype) for dtype in dtypes]
+    coefficients = torch.rand(len(deltas), generator=generator).tolist()
+    out = torch.full((count + 1,), -7.0, dtype=torch.bfloat16)
+    squares = _sum(deltas, coefficients, out[:count])
+    expected = torch.from_numpy(_in_order(deltas, coefficients)).bfloat16()
+    assert out[:count].equal(expected)
+    assert out[count] == -7.0
+    assert squares == _sum(deltas, coefficients, torch.empty(count))
+
+
+def test_ties_go_to_even_and_what_is_no_number_stays_none() -> None:
+    bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7FFFFFFF, 0x7F800001]
+    values = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    out = torch.empty(len(bits), dtype=torch.bfloat16)
+    kernel.WeightedSum([values, *[torch.zeros(7)] * 3], [1.0] * 4).into(out)
+    assert out[:5].tolist() == values[:5].bfloat16().tolist()
+    assert out[5:].isnan().all()
+    out = torch.empty(6, dtype=torch.bfloat16)
+    halves = torch.tensor([math.nan, 1.0, math.inf, -math.inf, 0.0, math.nan]).bfloat16()
+    kernel.WeightedSum([halves, *[torch.zeros(6).bfloat16()] * 3], [1.0] * 4).into(out)
+    assert out.tolist()[1:5] == [1.0, math.inf, -math.inf, 0.0]
+    assert out[0].isnan()
+    assert out[5].isnan()
+
+
+@pytest.mark.parametrize("dtype", kernel.DTYPES)
+def test_a_part_is_that_part_of_the_whole(dtype: torch.dtype) -> None:
+    deltas = [torch.randn(3 * CELL + 11).to(dtype) for _ in range(6)]
+    whole, total = torch.empty(3 * CELL + 11), kernel.WeightedSum(deltas, [1 / 6] * 6)
+    squares = _sum(deltas, [1 / 6] * 6, whole)
+    for start, count in ((2 * CELL, CELL + 11), (0, CELL), (CELL, CELL)):
+        part = torch.empty(count)
+        total.into(part, start)
+        assert part.equal(whole[start : start + count])
+    assert total.squares() == squares
+    with pytest.raises(ValueError, match="not cells"):
+        total.into(torch.empty(5), 7)
+    with pytest.raises(ValueError, match="not cells"):
+        total.into(torch.empty(CELL), 3 * CELL)
+
+
 @pytest.mark.parametrize("dtype", kernel.DTYPES)
 def test_what_is_not_finite_is_seen_and_what_is_only_large_is_measured(dtype: torch.dtype) -> None:
     deltas = [torch.zeros(CELL + 9, dtype=dtype) for _ in range(5)]

@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import os
 import random
+import subprocess
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -14,6 +16,7 @@ from federation import Federation, Values, master, weights
 
 from crossfl import manifest
 from crossfl.aggregate import MODEL, STATE, aggregate
+from crossfl.errors import CrossFLError
 from crossfl.state import ServerState
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -131,6 +134,26 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
         federation.run([update])
     manifest.verify(before / MODEL, "model")
     assert not list(before.glob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_too_small_is_known_before_any_work(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"w": torch.zeros(MEBI)}, strategy="fedadam")
+    update = federation.update("a", federation.deltas(0))
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", out], check=True)
+    try:
+        with pytest.raises(CrossFLError, match=r"no room for its 41.* bytes \(No space left"):
+            federation.run([update])
+        assert list(out.iterdir()) == []
+        manifest.verify(federation.model, "model")
+        manifest.verify(federation.state, "state")
+        subprocess.run(["mount", "-o", "remount,size=20m", out], check=True)
+        federation.run([update])
+        manifest.verify(out / STATE, "state")
+    finally:
+        subprocess.run(["umount", out], check=True)
 
 
 def test_an_adapter_is_averaged_and_what_it_adapts_is_passed_on(tmp_path: Path) -> None:
