@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -60,6 +61,18 @@ class Entry:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the header of a file says."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
+_LAYOUTS: WeakValueDictionary[tuple[bytes, int], Layout] = WeakValueDictionary()
+"""Those of all files that are open."""
+
+
 class TensorFile:
     """The tensors of one file, mapped and not read: memory is the page cache's.
 
@@ -83,9 +96,10 @@ class TensorFile:
                 if not 2 <= length <= min(LARGEST_HEADER, self.size - 8):
                     raise ValueError(f"a header of {length} bytes in a file of {self.size}")
                 header = stream.read(length)
-            self.entries, self.metadata = _parse(header, self.size)
+            self._layout = _layout(header, self.size)
         except (OSError, ValueError, RecursionError) as error:
             raise CrossFLError(f"{path} is not a valid safetensors file: {error}") from None
+        self.entries, self.metadata = self._layout.entries, self._layout.metadata
         self._bytes = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
 
     def span(self, name: str, start: int, count: int) -> Tensor:
@@ -211,7 +225,16 @@ def _bytes(piece: Tensor) -> memoryview:
     return memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+def _layout(header: bytes, size: int) -> Layout:
+    """The layout that a header describes; the files of many facilities, being alike, share one."""
+    key = (hashlib.sha256(header).digest(), size)
+    layout = _LAYOUTS.get(key)
+    if layout is None:
+        layout = _LAYOUTS[key] = _parse(header, size)
+    return layout
+
+
+def _parse(header: bytes, size: int) -> Layout:
     document = json.loads(header.decode(), object_pairs_hook=_unique)
     if not isinstance(document, dict):
         raise ValueError("the header is not a JSON object")
@@ -228,7 +251,7 @@ def _parse(header: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
         position = entry.end
     if position != size:
         raise ValueError(f"the data end at byte {position}, the file at {size}")
-    return ordered, metadata
+    return Layout(ordered, metadata)
 
 
 def _entry(name: str, fields: Any, base: int) -> Entry:

@@ -18,6 +18,7 @@ from crossfl import manifest
 from crossfl.aggregate import MODEL, STATE, aggregate
 from crossfl.errors import CrossFLError
 from crossfl.state import ServerState
+from crossfl.tensorfile import TensorFile
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crossfl.aggregate"])
@@ -170,6 +171,16 @@ def test_an_adapter_is_averaged_and_what_it_adapts_is_passed_on(tmp_path: Path) 
     assert {p.name for p in (out / STATE).glob("*.safetensors")} == {
         "master.adapter_model.safetensors"
     }
+
+
+def test_alike_files_share_what_their_headers_say(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, {"w": torch.zeros(3)})
+    coded = [federation.update(f"s{i}", federation.deltas(i), "bf16") for i in range(2)]
+    whole = federation.update("s2", federation.deltas(2))
+    one, other, third = (TensorFile(path / "delta.safetensors") for path in [*coded, whole])
+    assert one.entries is other.entries
+    assert third.entries["w"] != one.entries["w"]
+    assert not torch.equal(one.tensor("w"), other.tensor("w"))
 
 
 def test_weights_in_fp32_are_on_the_disk_once(tmp_path: Path) -> None:
