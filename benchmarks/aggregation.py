@@ -237,8 +237,11 @@ def main() -> None:
                 print(f"{name} {kind} {repeat} {method}: {found['seconds']:.2f} s", file=sys.stderr)
         if args.remove:
             shutil.rmtree(folder)
-        print(f"\n{name}, {args.sites} files of {args.gibibytes} GiB, {args.repeats} warm and ")
-        print(f"{args.cold} cold repeats, {platform.machine()}, {os.cpu_count()} cores\n")
+        print(f"\n{name}, {args.sites} files of {args.gibibytes} GiB,", end=" ")
+        print(f"{args.repeats} warm and {args.cold} cold repeats, {platform.machine()},", end=" ")
+        print(f"{os.cpu_count()} cores, Linux {platform.release()},", end=" ")
+        print(f"Python {platform.python_version()}, torch {torch.__version__}; peers:", end=" ")
+        print(", ".join(PEERS.values()) + "\n")
         print(table(rows), flush=True)
 
 
