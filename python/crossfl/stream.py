@@ -22,8 +22,8 @@ R = TypeVar("R")
 PIECE = 64 * CELL
 """Elements that a thread takes at a time, unless the caller says otherwise: whole cells."""
 SPAN = 8 * CELL
-"""Elements that are worked out and written at a time: 1 MiB of fp32, which is still in the core's
-own cache when it is written."""
+"""Elements that are worked out and written at a time: 2 MiB of fp32, which is still in the
+processor's cache when it is written."""
 SEGMENT = 1 << 22
 """Bytes of a file that one thread hashes before it turns to something else."""
 
@@ -122,7 +122,7 @@ class Checksums:
     """
 
     def __init__(self, pool: ThreadPoolExecutor, contents: Mapping[Path, memoryview]) -> None:
-        self._pool, self._read = pool, set(contents)
+        self._pool, self._read = pool, list(contents)
         self._contents: dict[Path, memoryview] = {}
         self._hashes: dict[Path, Any] = {}
         self._reached: dict[Path, int] = {}
