@@ -240,7 +240,7 @@ class Averaging:
     def _whole_sum(self, piece: Piece) -> WeightedSum | None:
         """The combined delta of a piece, if it is the sum of numbers as they lie in their files."""
         updates, name = self.updates, piece.name
-        if self._combination.coordinatewise or not all(u.delta.readable(name) for u in updates):
+        if self._combination.coordinatewise or not all(u.delta.viewed(name) for u in updates):
             return None
         deltas = [update.delta.span(name, piece.start, piece.count) for update in updates]
         return WeightedSum(deltas, self.coefficients)

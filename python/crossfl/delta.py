@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crossfl import encoding, kernel
+from crossfl import encoding
 from crossfl.checkpoint import Tensors
 from crossfl.encoding import CELL, Encoding, Plain
 from crossfl.errors import CrossFLError
@@ -60,17 +60,17 @@ class Delta:
         if strange := sorted(set(self.tensors) - expected):
             raise CrossFLError(f"tensor {strange[0]!r} is not in the global model")
 
-    def readable(self, name: str) -> bool:
-        """Whether the values of a parameter lie in the file as `crossfl.kernel` reads them."""
+    def viewed(self, name: str) -> bool:
+        """Whether spans of a parameter are views: its values lie in the file, in fp32 or bf16."""
         if not isinstance(self._encoding_of(name), Plain):
             return False
         file = self.tensors.file_of[name]
-        return file.entries[name].dtype in kernel.DTYPES and file.aligned(name)
+        return file.entries[name].dtype != torch.float16 and file.aligned(name)
 
     def span(self, name: str, start: int, count: int) -> Tensor:
         """The `count` values from `start`, flat, fp32 or bf16; a view that must not be written.
 
-        Where they are not `readable`, they must be those of one cell.
+        Where they are not `viewed`, they must be those of one cell.
 
         Raises:
             ValueError: the cell is not validly encoded.

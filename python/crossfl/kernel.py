@@ -109,7 +109,7 @@ def _adding(half: bool, rounding: bool) -> Any:
     ) -> None:
         size, offset = total.shape[0], start * width
         p, q, r, s = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-        ww = xx = yy = zz = np.float32(0)
+        ww = xx = yy = zz = _ZERO
         pairs = size // 2 if half else 0
         if half:
             aa = carray(_at(addresses[0] + offset, types.uint32), pairs)
@@ -252,7 +252,7 @@ class WeightedSum:
             _check(delta, self._count)
         numbers, self._present, self._halves = _groups(tuple(delta.dtype for delta in deltas))
         weights = np.array(coefficients, np.float32)[numbers]
-        self._coefficients = np.where(self._present, weights, np.float32(0))
+        self._coefficients = np.where(self._present, weights, _ZERO)
         self._addresses = np.array([delta.data_ptr() for delta in deltas], np.uintp)[numbers]
         self._squares = np.zeros((-(-self._count // CELL), *numbers.shape))
 
@@ -282,9 +282,8 @@ class WeightedSum:
     def squares(self) -> list[list[float]]:
         """For each cell of `crossfl.encoding.CELL` elements, the sum of squares of each delta."""
         rows: list[list[float]] = self._squares[:, self._present].tolist()
-        if not np.isfinite(
-            self._squares
-        ).all():  # their sum can be too large for fp32, and they not
+        # Squares can be too large for fp32 where the values are not.
+        if not np.isfinite(self._squares).all():
             for cell, row in enumerate(rows):
                 for number, square in enumerate(row):
                     if not math.isfinite(square):
