@@ -60,10 +60,11 @@ def ssh(site: Any) -> SSHConnector:
 
 @pytest.fixture
 def login(testbed: dict[str, Any]) -> Iterator[Login]:
-    """The login node of alpha; it runs again afterwards."""
+    """The login node of alpha; it runs again afterwards, and the nodes behind it take jobs."""
     found = Login(testbed)
     yield found
     found.start()
+    found.nodes("RESUME")
 
 
 class Login:

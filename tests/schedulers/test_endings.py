@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,25 @@ def test_queue_timeout(site: Site, engine: Engine) -> None:
     done = engine.run_at(site, "true", closed(site), queueTimeout=3)
     assert done.code != 0
     assert "QUEUE_TIMEOUT" in done.log and "pending for 3 s" in done.log
+    site.wait_for_jobs(0)
+
+
+def test_launch_failed(site: Site, engine: Engine, testbed: dict[str, Any]) -> None:
+    """Nodes that cannot keep a job's script: the scheduler holds the job, for ever if we let it."""
+    if site.scheduler == "pbs":
+        pytest.skip("the emulation of OpenPBS has Slurm cancel such a job")
+    cluster = Path(testbed["state"]) / site.name / "slurm"
+    spools = [path for path in cluster.iterdir() if path.is_dir() and path.name[-1].isdecimal()]
+    assert len(spools) == 2
+    try:
+        for spool in spools:
+            spool.rename(spool.with_suffix(".away"))
+        done = engine.run_at(site, "true", site.walltime(60))
+    finally:
+        for spool in spools:
+            spool.with_suffix(".away").rename(spool)
+    assert done.code != 0
+    assert "ended in LAUNCH_FAILED" in done.log, done.log
     site.wait_for_jobs(0)
 
 

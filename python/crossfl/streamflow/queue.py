@@ -44,6 +44,7 @@ ADVICE = {
     "CANCELLED": "somebody cancelled it, you or the site",
     "DEADLINE": "it could not end before its deadline; raise `deadline`",
     "FAILED": "the command itself failed; read its output",
+    "LAUNCH_FAILED": "its node could not start it; run it again, and tell the site if that repeats",
     "NODE_FAIL": "a node failed under it; run it again",
     "OUT_OF_MEMORY": "ask for more memory, or train with smaller batches",
     "PREEMPTED": "jobs of higher priority took its nodes; choose another partition or QOS",
@@ -52,6 +53,9 @@ ADVICE = {
     "TIMEOUT": "raise its wall-clock limit, or give it less to do",
     "UNKNOWN": "it left the queue, and neither job history nor accounting knows how it ended",
 }
+
+# Why Slurm and PBS hold a job that nodes could not start; it pends until an administrator frees it.
+LAUNCH_FAILED = re.compile("launch.failed.requeued.held|JobHoldMaxRequeue|too many failed attempts")
 
 # What a kernel, a Slurm daemon and a PBS daemon write into the job's output when memory runs out.
 OUT_OF_MEMORY_MARKS = "exceeded (job )?memory limit|oom[-_ ]kill|mem [0-9]+kb exceeded limit"
@@ -216,6 +220,9 @@ class QueueConnector(SafeStreams, QueueManagerConnector, ABC):
                 reports[job_id] = JobReport(state="COMPLETING")
             elif report.over and report.signal == signal.SIGKILL and report.state == "FAILED":
                 reports[job_id] = await self._explain_kill(report, location)
+            elif report.pending and LAUNCH_FAILED.search(report.reason):
+                await self._cancel([job_id], forget=False)
+                reports[job_id] = JobReport(state="LAUNCH_FAILED", reason=report.reason)
             elif report.pending and self._waited_too_long(job_id):
                 await self._cancel([job_id], forget=False)
                 waited = f"pending for {self._queue_limit(job_id)} s"
