@@ -156,8 +156,23 @@ def test_a_scheduler_that_stays_away(site: Site, engine: Engine, shim: Shim) -> 
     assert "could not be asked about its jobs for 4 s" in done.log and "no controller" in done.log
 
 
-def test_a_job_that_left_the_queue(alpha: Site, engine: Engine, shim: Shim) -> None:
-    """The controller has forgotten it: accounting (here the completion log) knows how it ended."""
+def test_a_job_that_left_the_queue(
+    alpha: Site, engine: Engine, shim: Shim, testbed: dict[str, Any]
+) -> None:
+    """The controller has forgotten it: accounting (here the completion log) knows how it ended.
+
+    A controller that once lost its state gives ids again, so accounting knows two jobs of that id.
+    """
+    ended = "2026-01-01T00:00:00"
+    upcoming = alpha.shell("scontrol show config | sed -n 's/^NEXT_JOB_ID *= *//p'").strip()
+    with (Path(testbed["state"]) / "alpha" / "slurm" / "jobcomp.log").open("a") as log:
+        log.write(
+            f"JobId={upcoming} UserId=root(0) GroupId=root(0) Name=old JobState=COMPLETED "
+            f"Partition=boost TimeLimit=10 StartTime={ended} EndTime={ended} NodeList=alpha0 "
+            f"NodeCnt=1 ProcCnt=1 WorkDir=/ ReservationName= Tres= Account= QOS= WcKey= "
+            f"Cluster=unknown SubmitTime={ended} EligibleTime={ended} DerivedExitCode=0:0 "
+            f"ExitCode=0:0 \n"
+        )
     forgotten = "echo 'slurm_load_jobs error: Invalid job id specified'; exit 1"
     shim(alpha, "scontrol", forgotten)
     queued = '/usr/bin/squeue --me -h | grep -q . && exec /usr/bin/squeue "$@"'

@@ -71,7 +71,8 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
             answer, _ = await self._ask(
                 location, "sacct", *source, "-n", "-P", "-j", job_id, "-o", "JobID,State,ExitCode"
             )
-            for line in answer.splitlines():
+            # A controller that lost its state gives ids again: the last line is the last job's.
+            for line in reversed(answer.splitlines()):
                 if line.startswith(f"{job_id}|") and (code := EXIT_CODE.search(line)):
                     # "CANCELLED by 1000" is one of its ways to say CANCELLED.
                     return JobReport(
