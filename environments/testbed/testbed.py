@@ -348,7 +348,10 @@ def start_munge(testbed: Testbed, name: str) -> Path:
 
 
 def slurm_conf(testbed: Testbed, site: Site, munge_socket: Path) -> str:
-    """A small cluster; memory is enforced by polling, for want of cgroups of our own."""
+    """A small cluster; memory is enforced by polling, for want of cgroups of our own.
+
+    A poll counts a child twice that has not begun its own program: hence twice what training takes.
+    """
     home = testbed.cluster(site.name)
     host = socket.gethostname()
     nodes = "".join(
@@ -389,7 +392,7 @@ JobCompType=jobcomp/filetxt
 JobCompLoc={home}/jobcomp.log
 JobSubmitPlugins=lua
 AccountingStorageType=accounting_storage/none
-DefMemPerCPU=512
+DefMemPerCPU=1024
 MinJobAge=300
 KillWait=2
 OverTimeLimit=0

@@ -164,7 +164,7 @@ def test_another_bad_week(
     alpha.wait_for_jobs(0, seconds=60)
 
 
-HOG = 'python3 -c "import time; b = bytearray(900 << 20); time.sleep(60)"'
+HOG = 'python3 -c "import time; b = bytearray(1500 << 20); time.sleep(60)"'
 """More memory than the site grants a job."""
 LONG = "scontrol update JobId=$SLURM_JOB_ID TimeLimit=1; sleep 300"
 ONCE = "scontrol update JobId=$SLURM_JOB_ID Requeue=0; sleep 60"

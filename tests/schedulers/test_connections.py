@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -179,7 +180,8 @@ async def test_a_host_that_comes_back(alpha: Site, testbed: dict[str, Any], tmp_
 
     def stop(daemon: subprocess.Popen[bytes]) -> None:
         for child in psutil.Process(daemon.pid).children(recursive=True):
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         daemon.kill()
         daemon.wait()
 
