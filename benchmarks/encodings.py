@@ -9,6 +9,9 @@ Two answers for each seed and encoding, and fp32 as the measure of both:
 * *replayed*: the run in fp32, with what the encoding would have lost of its deltas, error feedback
   and all, taken off the final model. Training goes the same way, so chance is out of it.
 
+How far chance alone goes, *control* tells: a run in fp32 with each batch in two halves, whose
+gradients are added. It is the same training but for the last bits.
+
 Prints every final loss, the bytes of the updates, and the ratio of the mean losses with its
 standard error, paired by seed. Outcomes are kept, one JSON line each: what is there is not run
 again.
@@ -45,6 +48,7 @@ from crossfl.state import ServerState
 from crossfl.train import UPDATE, train
 
 ENCODINGS = choices_of(Training.__dataclass_fields__["encoding"])
+CONTROL = "control"
 RULES = Aggregation()
 """Weighted mean, applied as it is: then what is lost of a delta is lost of the model."""
 
@@ -98,7 +102,7 @@ def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
                 delta = dict(Delta(update).tensors) if replays else {}
                 for replay in replays.values():
                     replay.take(task.facility, said[task.facility]["share"], delta)
-        outcome: dict[str, Any] = {"seed": job.seed, "encoding": job.training.encoding}
+        outcome: dict[str, Any] = {"seed": job.seed}
         outcome["loss"] = _loss(job, state, here / "global_model")
         outcome["bytes"] = sum(u["bytes"] for e in state.history for u in e["facilities"].values())
         outcome["replayed"] = {}
@@ -136,7 +140,7 @@ def table(outcomes: Sequence[dict[str, Any]]) -> str:
     base = {seed: o for (name, seed), o in runs.items() if name == "fp32"}
     seeds = sorted({seed for _, seed in runs})
     kinds: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in ENCODINGS:
+    for name in (*ENCODINGS, CONTROL):
         kinds[f"{name}, run"] = {s: o for (n, s), o in runs.items() if n == name}
         kinds[f"{name}, replayed"] = {
             s: o["replayed"][name] for s, o in base.items() if name in o["replayed"]
@@ -164,7 +168,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the facilities' data")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument(
-        "--encodings", nargs="+", choices=ENCODINGS, default=["fp32", "bf16", "int8", "int4"]
+        "--encodings",
+        nargs="+",
+        choices=(*ENCODINGS, CONTROL),
+        default=["fp32", CONTROL, "bf16", "int8", "int4"],
     )
     parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
     args = parser.parse_args()
@@ -179,9 +186,12 @@ def main() -> None:
         if (seed, name) in done:
             continue
         begun = time.monotonic()
-        training = dataclasses.replace(job.training, encoding=name)
+        training = dataclasses.replace(job.training, encoding="fp32" if name == CONTROL else name)
+        if name == CONTROL:
+            training = dataclasses.replace(training, micro_batch=training.batch_size // 2)
         one = dataclasses.replace(job, seed=seed, training=training)
-        outcomes.append(run(one, args.data, ENCODINGS if name == "fp32" else ()))
+        outcome = run(one, args.data, ENCODINGS if name == "fp32" else ())
+        outcomes.append({"encoding": name, **outcome})
         with args.results.open("a") as stream:
             stream.write(json.dumps(outcomes[-1]) + "\n")
         seconds = time.monotonic() - begun

@@ -201,7 +201,7 @@ def _history(
     for update, share in zip(averaging.updates, averaging.coefficients, strict=True):
         said, name = update.manifest, update.facility
         counted[name] = {"share": share, "norm": averaging.norms[name]} | {
-            key: said[key] for key in ("status", "reason", *COUNTS)
+            key: said.get(key) for key in ("status", "reason", *COUNTS)
         }
     return _entry(server, excluded, counted, [u.loss() for u in averaging.updates])
 

@@ -190,8 +190,11 @@ def _check_fields(found: Mapping[str, Any]) -> None:
     check_name("facility", found["facility"])
     if found.get("status") not in ("complete", "partial", "absent"):
         raise CrossFLError(f"its status is {found.get('status')!r}")
-    if not isinstance(found.get("reason"), str) and found["status"] == "absent":
+    reason = found.get("reason")
+    if reason is None and found["status"] == "absent":
         raise CrossFLError("it is absent without a reason")
+    if not isinstance(reason, str | None):
+        raise CrossFLError(f"its reason is {reason!r}")
     for key in (*COUNTS, "bytes"):
         count = found.get(key)
         if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
@@ -204,8 +207,8 @@ def _check_fields(found: Mapping[str, Any]) -> None:
     except ValueError:
         raise CrossFLError("its manifest has numbers that are not finite") from None
     validation = found["metrics"].get("validation", {})
-    loss = validation.get("loss", 0.0) if isinstance(validation, dict) else validation
-    if not isinstance(validation, dict) or type(loss) not in (int, float):
+    loss: Any = validation.get("loss", 0.0) if isinstance(validation, dict) else None
+    if type(loss) not in (int, float) or abs(loss) > LARGEST_COUNT:
         raise CrossFLError(f"its validation loss is {loss!r}")
     for name, entry in found["files"].items():
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):

@@ -16,7 +16,7 @@ FILE = "manifest.json"
 SIGNATURE = f"{FILE}.sig"
 """Who made the directory, signed over its manifest; see `crossfl.signature`."""
 FORMAT = 1
-LARGEST = 1 << 24
+LARGEST = 1 << 20
 """Bytes of a manifest; more is refused unread."""
 Kind = Literal["model", "state", "update"]
 
@@ -89,7 +89,7 @@ def read(directory: Path, kind: Kind) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         found, version, files = manifest["kind"], manifest["format"], manifest["files"]
-        complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
+        complete = all({"bytes", "sha256"} <= entry.keys() for entry in files.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CrossFLError(f"{path} is not a manifest: it is damaged, send it again") from None
     if found != kind or not complete:
@@ -154,7 +154,7 @@ def _sync_one(path: Path) -> None:
 def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """One sha256 over those of several files and their names."""
     lines = "".join(f"{files[name]['sha256']}  {name}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()
 
 
 def seal(manifest: Mapping[str, Any]) -> str:

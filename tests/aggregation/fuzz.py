@@ -1,24 +1,33 @@
 """Feed the reader damaged files: whatever it is given, it reads within the file or refuses.
 
     python tests/aggregation/fuzz.py --seconds 600
+    python tests/aggregation/fuzz.py --seconds 600 --manifests
 
-What the reader takes, the safetensors library must take too, with the same bytes.
+What the reader takes of a delta, the safetensors library must take too, with the same bytes. A
+manifest is damaged and sealed anew, as a facility that means harm would: its update is averaged, or
+refused and the others averaged as if it had not come.
 """
 
 import argparse
+import contextlib
+import copy
 import json
 import random
+import shutil
 import struct
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from federation import Federation, entry, snapshot
 from safetensors import safe_open
 from safetensors.torch import save
 
-from crossfl import kernel
+from crossfl import kernel, manifest
 from crossfl.delta import Delta
 from crossfl.errors import CrossFLError
 from crossfl.tensorfile import Entry
@@ -125,10 +134,70 @@ def fuzz(seconds: float, seed: int) -> Counter[str]:
     return verdicts
 
 
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 10**30, 10**400, 1e308, -0.0, float("nan"), float("inf"),
+    "", "x", "\ud800", "a\0b", "..", "/etc/passwd", "complete", "partial", "absent", "x" * 10_000,
+    [], {}, ["bytes", "sha256"], {"bytes": 1, "sha256": "x"}, {"loss": 10**400},
+)  # fmt: skip
+
+
+def _places(record: Any, *above: str) -> Iterator[tuple[str, ...]]:
+    for key, value in record.items() if isinstance(record, dict) else ():
+        yield (*above, key)
+        yield from _places(value, *above, key)
+
+
+def damage_record(record: dict[str, Any], chance: random.Random) -> None:
+    """Remove, add or replace one or two values, at any depth."""
+    for _ in range(chance.randint(1, 2)):
+        *above, last = chance.choice(list(_places(record)))
+        inner: Any = record
+        for key in above:
+            inner = inner[key]
+        match chance.randrange(6):
+            case 0:
+                del inner[last]
+            case 1:
+                word = chance.choice([v for v in VALUES if isinstance(v, str)])
+                inner[word] = copy.deepcopy(chance.choice(VALUES))
+            case _:
+                inner[last] = copy.deepcopy(chance.choice(VALUES))
+
+
+def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
+    """Verdicts on updates whose manifests are damaged. Any exception goes through."""
+    chance, verdicts = random.Random(seed), Counter[str]()
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as scratch:
+        model = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+        federation = Federation(Path(scratch), model, quorum=2)
+        good = [federation.update(f"good{i}", federation.deltas(i)) for i in range(2)]
+        alone = snapshot(federation.run(good, "alone") / "global_model")
+        evil = federation.update("evil", federation.deltas(2))
+        sealed = json.loads((evil / manifest.FILE).read_text())
+        del sealed["seal"]
+        while time.monotonic() < end:
+            record = copy.deepcopy(sealed)
+            damage_record(record, chance)
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                record["digest"] = manifest.digest(record["files"])
+            record["seal"] = manifest.seal(record)
+            (evil / manifest.FILE).write_text(json.dumps(record))
+            out = federation.run([evil, *good])
+            counted = [e["status"] for e in entry(out)["facilities"].values() if e["share"] > 0]
+            if len(counted) == len(good):
+                assert snapshot(out / "global_model") == alone
+            verdicts["averaged" if len(counted) > len(good) else "refused"] += 1
+            shutil.rmtree(out)
+    return verdicts
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--manifests", action="store_true", help="manifests instead of deltas")
     given = parser.parse_args()
-    for outcome, count in fuzz(given.seconds, given.seed).most_common():
+    run = fuzz_manifests if given.manifests else fuzz
+    for outcome, count in run(given.seconds, given.seed).most_common():
         print(f"{count:>10}  {outcome}")

@@ -15,3 +15,9 @@ def test_no_damage_gets_through_or_crashes() -> None:
     verdicts = fuzz.fuzz(seconds=4, seed=1)
     assert verdicts.total() > 500
     assert verdicts["refused: CrossFLError"] > 100
+
+
+def test_damaged_manifests_never_crash_the_gate() -> None:
+    verdicts = fuzz.fuzz_manifests(seconds=4, seed=1)
+    assert verdicts["refused"] > 50
+    assert verdicts["averaged"] > 0

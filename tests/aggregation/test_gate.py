@@ -32,7 +32,7 @@ def hostile(reason: str) -> Callable[[Hostile], Hostile]:
     return add
 
 
-def _says(reason: str, name: str, **fields: Any) -> None:
+def _says(reason: str, name: str, /, **fields: Any) -> None:
     def make(federation: Federation, path: Path) -> None:
         save_file(GOOD, path / "delta.safetensors")
         federation.seal(path, fields.pop("facility", "evil"), **fields)
@@ -88,6 +88,7 @@ _says("another model", "base_of_another_model", base="0" * 64)
 _says("another model", "base_missing", base=None)
 _says("status is 'finished'", "status_unknown", status="finished")
 _says("absent without a reason", "absent_without_reason", status="absent")
+_says("its reason is 7", "reason_a_number", reason=7)
 _says("counts no tokens", "weight_zero", tokens=0)
 _says("tokens are -5", "weight_negative", tokens=-5)
 _says("tokens are nan", "weight_nan", tokens=float("nan"))
@@ -100,6 +101,7 @@ _says("largest weight allowed is 1000", "weight_over_the_cap", tokens=1001)
 _says("steps are -1", "steps_negative", steps=-1)
 _says("not finite", "loss_nan", metrics={"validation": {"loss": float("nan")}})
 _says("validation loss is 'low'", "loss_a_word", metrics={"validation": {"loss": "low"}})
+_says("validation loss", "loss_beyond_floats", metrics={"validation": {"loss": 10**400}})
 _says("validation loss", "validation_a_list", metrics={"validation": [1]})
 _says("metrics are not a record", "metrics_a_list", metrics=[])
 _says("not finite", "seconds_infinite", seconds={"train": float("inf")})
@@ -115,6 +117,11 @@ _edited("is not a manifest", "manifest_huge", lambda d: " " * (1 << 25))
 _edited("a model, where", "manifest_of_a_model", lambda d: d.update(kind="model"))
 _edited("reads format 1", "manifest_of_another_format", lambda d: d.update(format=2))
 _edited("is not a manifest", "manifest_files_a_list", lambda d: d.update(files=[]))
+_edited(
+    "is not a manifest",
+    "manifest_entry_a_list",
+    lambda d: d["files"].update(more=["bytes", "sha256"]),
+)
 _edited("does not agree", "manifest_digest_wrong", lambda d: d.update(digest="0" * 64))
 _edited("is not a manifest", "manifest_without_files", lambda d: d.pop("files") and None)
 
@@ -165,6 +172,16 @@ _file(
 )
 CODES = {"a": _described("I8", [12], 0, 12), "b": _described("I8", [5], 12, 17)}
 _file("scale", "int8_without_scales", {"__metadata__": {"encoding": "int8"}, **CODES}, DATA[:17])
+
+
+@hostile("is missing")
+def _file_name_of_half_a_character(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    federation.seal(path, "evil")
+    said = json.loads((path / "manifest.json").read_text())
+    said["files"]["\ud800"] = {"bytes": 1, "sha256": "0" * 64}
+    said["digest"] = manifest.digest(said["files"])
+    (path / "manifest.json").write_text(json.dumps({**said, "seal": manifest.seal(said)}))
 
 
 @hostile("does not match its sha256")
