@@ -20,6 +20,9 @@ COUNTS = ("tokens", "samples", "steps")
 LARGEST_COUNT = 2**53
 """Counts beyond which fp64 shares would not be exact."""
 
+LARGEST_NORM = 1e18
+"""Norms whose squares, summed over rounds, fp32 would not hold, and so neither the server state."""
+
 
 class Refused(Exception):  # noqa: N818 (it is no error of ours)
     """Updates that turned out, while they were read, not to be what they should be.
@@ -105,13 +108,14 @@ def check_numbers(squares: Mapping[str, float], aggregation: Aggregation) -> dic
     reasons = {}
     norms = {f: math.sqrt(s) for f, s in squares.items() if math.isfinite(s)}
     middle = statistics.median(norms.values()) if len(norms) >= 3 else 0.0
-    ratio = aggregation.largest_norm_ratio
+    largest, ratio = aggregation.largest_norm, aggregation.largest_norm_ratio
+    largest = LARGEST_NORM if largest is None else min(largest, LARGEST_NORM)
     for facility in squares:
         norm = norms.get(facility)
         if norm is None:
             reasons[facility] = "it has values that are not finite or could not be decoded"
-        elif aggregation.largest_norm is not None and norm > aggregation.largest_norm:
-            reasons[facility] = f"its norm is {norm:.6g}, above {aggregation.largest_norm}"
+        elif norm > largest:
+            reasons[facility] = f"its norm is {norm:.6g}, above {largest}"
         elif ratio is not None and middle > 0 and norm > ratio * middle:
             reasons[facility] = f"its norm is {norm:.6g}, the median {middle:.6g}"
     return reasons

@@ -13,6 +13,7 @@ from federation import Federation, Values, entry, snapshot
 from safetensors.torch import save_file
 
 from crossfl import manifest
+from crossfl.checkpoint import slots
 from crossfl.errors import CrossFLError
 
 MODEL: Values = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
@@ -301,6 +302,17 @@ def test_without_a_quorum_nothing_is_written(tmp_path: Path, name: str) -> None:
         federation.run([*good, path])
     assert reason in str(error.value)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "diloco"])
+def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: str) -> None:
+    federation = Federation(tmp_path, MODEL, strategy=strategy, quorum=1)
+    good = federation.update("good", GOOD)
+    largest = {name: torch.full_like(values, 3e38) for name, values in GOOD.items()}
+    out = federation.run([federation.update("evil", largest), good])
+    assert "above 1e+18" in entry(out)["facilities"]["evil"]["reason"]
+    kept = slots(out / "state").values()
+    assert all(values.isfinite().all() for slot in kept for values in slot.values())
 
 
 def test_the_corpus_is_large() -> None:
