@@ -22,3 +22,4 @@ if __name__ == "__main__":
         trained = trainer.train(progress, Notice())
     if trainer.leads:
         print(json.dumps({"losses": trained.losses, "validation": validation["loss"]}))
+    launch.leave()

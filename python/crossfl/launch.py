@@ -94,6 +94,14 @@ def join() -> None:
         os.environ[progress.VARIABLE] = os.devnull
 
 
+def leave() -> None:
+    """Part from the other ranks: threads that still serve them can abort a process at its end."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def first_node(environment: Mapping[str, str]) -> str:
     """Where rank 0 runs: the first of the job's nodes; on a single one, no name is looked up.
 

@@ -197,6 +197,8 @@ def main(args: argparse.Namespace) -> None:
             launch.ranks(args.words, notice)
         else:
             train(args.global_model, task, training, args.outdir, notice)
+        if launch.is_rank():
+            launch.leave()
     except Exception as error:
         # A launcher may fail, for a signal or a rank that ends badly, after all was delivered.
         if not (args.outdir / UPDATE).exists():
