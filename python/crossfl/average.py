@@ -181,8 +181,9 @@ class Averaging:
             yield measured(walk(pool, self._checksums.along(self._pieces()), work, begin))
             self._sums = self._checksums.results()
         by_facility = dict(zip((u.facility for u in self.updates), squares, strict=True))
-        reasons = gate.check_numbers(by_facility, self._aggregation)
-        reasons |= gate.check_sums(self.updates, self._sums)
+        reasons = gate.check_sums(self.updates, self._sums)
+        sound = {name: total for name, total in by_facility.items() if name not in reasons}
+        reasons |= gate.check_numbers(sound, self._aggregation)
         if reasons:
             raise Refused(reasons)
         entries = manifest.read(self._state, "state")["files"]

@@ -20,6 +20,8 @@ COUNTS = ("tokens", "samples", "steps")
 LARGEST_COUNT = 2**53
 """Counts beyond which fp64 shares would not be exact."""
 
+LONGEST_REASON = 500
+"""Characters of a reason that the history keeps."""
 LARGEST_NORM = 1e18
 """Norms whose squares, summed over rounds, fp32 would not hold, and so neither the server state."""
 
@@ -87,7 +89,8 @@ def admit(
             _check_fields(found)
             manifest.verify(path, "update", only=())
             if found["status"] == "absent":
-                excluded.append(Excluded(found["facility"], "absent", found["reason"], found))
+                reason = found["reason"][:LONGEST_REASON]
+                excluded.append(Excluded(found["facility"], "absent", reason, found))
                 continue
             signature.check(path, found["facility"])
             _check_round(found, server)
@@ -95,8 +98,10 @@ def admit(
             delta = Delta(path)
             delta.check(parameters)
             admitted.append(Update(found["facility"], path, found, delta))
-        except CrossFLError as error:
+        except (CrossFLError, OSError, RuntimeError, ValueError) as error:
+            # Also what a directory of odd names, depths or sizes makes of reading it.
             reason = str(error).replace(f"{path}/", "").replace(str(path), "the update")
+            reason = reason[:LONGEST_REASON]
             name = found.get("facility")
             known = isinstance(name, str) and _is_name(name)
             excluded.append(Excluded(str(name) if known else "", "refused", reason, {}))
@@ -107,9 +112,10 @@ def check_numbers(squares: Mapping[str, float], aggregation: Aggregation) -> dic
     """Reasons to refuse updates, given the sum of squares of each, which is NaN if undecodable."""
     reasons = {}
     norms = {f: math.sqrt(s) for f, s in squares.items() if math.isfinite(s)}
-    middle = statistics.median(norms.values()) if len(norms) >= 3 else 0.0
     largest, ratio = aggregation.largest_norm, aggregation.largest_norm_ratio
     largest = LARGEST_NORM if largest is None else min(largest, LARGEST_NORM)
+    cohort = [norm for norm in norms.values() if norm <= largest]
+    middle = statistics.median(cohort) if len(cohort) >= 3 else 0.0
     for facility in squares:
         norm = norms.get(facility)
         if norm is None:
@@ -244,9 +250,15 @@ def _check_weight(found: Mapping[str, Any], aggregation: Aggregation) -> None:
 def _once_each(
     admitted: list[Update], excluded: list[Excluded]
 ) -> tuple[list[Update], list[Excluded]]:
-    """By name, with a name for those that gave none, and without facilities that came twice."""
-    named = [e for e in excluded if e.facility]
-    unnamed = sorted((e for e in excluded if not e.facility), key=lambda e: e.reason)
+    """By name, with a name for those that gave none, and without facilities that came twice.
+
+    A refused update has no claim to the name of one that was admitted.
+    """
+    taken = {update.facility for update in admitted}
+    named = [
+        e for e in excluded if e.facility and (e.status == "absent" or e.facility not in taken)
+    ]
+    unnamed = sorted((e for e in excluded if e not in named), key=lambda e: e.reason)
     named += [
         Excluded(f"unknown-{i}", e.status, e.reason, e.manifest) for i, e in enumerate(unnamed, 1)
     ]

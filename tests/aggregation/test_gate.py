@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,43 @@ def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: 
     assert "above 1e+18" in entry(out)["facilities"]["evil"]["reason"]
     kept = slots(out / "state").values()
     assert all(values.isfinite().all() for slot in kept for values in slot.values())
+
+
+def test_a_refused_update_has_no_say_in_others(tmp_path: Path) -> None:
+    """Neither by the name that it claims nor by its norm."""
+    federation = Federation(tmp_path, MODEL, quorum=4, largest_norm_ratio=10.0)
+    good = [
+        federation.update(f"good{i}", {name: scale * values for name, values in GOOD.items()})
+        for i, scale in enumerate((1.0, 1.0, 12.0, 12.0))
+    ]
+    claims = federation.update("good0", GOOD, name="claims", round=7)
+    tiny = federation.update("tiny", {name: values / 1000 for name, values in GOOD.items()})
+    damaged = bytearray((tiny / "delta.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (tiny / "delta.safetensors").write_bytes(damaged)
+    out = federation.run([claims, tiny, *good])
+    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
+    assert said == {f"good{i}": "complete" for i in range(4)} | {
+        "tiny": "refused",
+        "unknown-1": "refused",
+    }
+
+
+def test_a_directory_too_deep_to_list_is_refused(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, MODEL, quorum=2)
+    good = [federation.update(f"good{i}", GOOD) for i in range(2)]
+    evil = federation.update("evil", GOOD)
+    here = os.open(evil, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        out = federation.run([evil, *good])
+    finally:
+        subprocess.run(["rm", "-rf", evil], check=True)
+    assert entry(out)["facilities"]["evil"]["status"] == "refused"
 
 
 def test_the_corpus_is_large() -> None:
