@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from crossfl import progress
 from crossfl.budget import Notice
@@ -94,12 +95,18 @@ def join() -> None:
         os.environ[progress.VARIABLE] = os.devnull
 
 
-def leave() -> None:
-    """Part from the other ranks: threads that still serve them can abort a process at its end."""
+def leave() -> NoReturn:
+    """End this rank, well: part from the others, and leave Python without winding it up.
+
+    While Python is wound up, a thread of torch that still serves the ranks can abort the process.
+    """
     import torch.distributed
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def first_node(environment: Mapping[str, str]) -> str:
