@@ -29,6 +29,13 @@ inputs:
       items: Directory
       inputBinding: {prefix: --update}
     doc: One update from each facility, in any order.
+  asked:
+    type:
+      - "null"
+      - type: array
+        items: string
+        inputBinding: {prefix: --asked}
+    doc: Who was asked for an update, and for how many steps, as plan says; unset, anyone counts.
 
 outputs:
   next_model:

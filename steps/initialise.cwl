@@ -60,10 +60,10 @@ inputs:
       - type: array
         items: "types/facility.yml#facility"
         inputBinding: {prefix: --facility}
-    doc: The facilities of the federation; compared with the journal, as all that follows.
+    doc: The facilities of the federation, for whether every round has enough, and for the journal.
   local_steps:
     type: int?
-    doc: Optimizer steps per facility and round.
+    doc: Optimizer steps per facility and round; compared with the journal only.
     inputBinding: {prefix: --local-steps}
 
 outputs:

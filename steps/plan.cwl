@@ -54,3 +54,6 @@ outputs:
       type: array
       items: "types/task.yml#task"
     doc: What each facility is asked to do.
+  asked:
+    type: string[]
+    doc: Of each task the facility and its steps, facility=steps, for aggregate to know.

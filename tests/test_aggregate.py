@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from crossfl import checkpoint, manifest
+from crossfl import checkpoint, delta, manifest
 from crossfl.aggregate import aggregate
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
@@ -214,6 +214,10 @@ def test_shards_stay_shards(round_: Path, tmp_path: Path) -> None:
     base = manifest.write(model, "model", {"round": 0})["digest"]
     dataclasses.replace(server, model=base).save(state)
     for update in _updates(round_):
+        deltas = Tensors([update / "delta.safetensors"])
+        for file, part in parts.items():
+            _save(update / delta.file_name(file), {n: deltas[n] for n in part})
+        (update / "delta.safetensors").unlink()
         _rewrite(update, base=base)
     aggregate(model, state, _updates(round_), tmp_path)
     assert {p.name for p in (tmp_path / "global_model").glob("*.safetensors")} == set(parts)

@@ -99,6 +99,7 @@ def _round_zero(tmp_path: Path) -> list[str]:
     return ["initialise", "--rounds", "0", "--tokenizer", "bytes", *CONFIG]
 
 
+TWO = ["--facility", "name=a", "dataset=d", "--facility", "name=b", "dataset=d"]
 PLAN = ["plan", "--state", str(ROUND / "state"), "--local-steps", "2"]
 SITE = ["--facility", "name=leonardo", "dataset=words"]
 
@@ -107,6 +108,26 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "model and config": (
         lambda _: [*INITIALISE, *CONFIG, "--model", str(ROUND / "global_model")],
         "not both",
+    ),
+    "a quorum of more than all": (
+        lambda _: [*INITIALISE, *CONFIG, *TWO, "--quorum", "3"],
+        "2 facilities take part in round 1 of 2, which needs 3",
+    ),
+    "too few for krum": (
+        lambda _: [*INITIALISE, *CONFIG, *TWO, "--combination", "krum"],
+        "which needs 5",
+    ),
+    "decay of 1": (
+        lambda _: [*INITIALISE, *CONFIG, "--second-decay", "1"],
+        "aggregation.second_decay is 1.0: it must be below 1",
+    ),
+    "no adaptivity": (
+        lambda _: [*INITIALISE, *CONFIG, "--adaptivity", "0"],
+        "aggregation.adaptivity is 0.0: it must be at least 1e-18",
+    ),
+    "infinite quorum": (
+        lambda _: [*INITIALISE, *CONFIG, "--quorum", "inf"],
+        "aggregation.quorum is 'inf': expected int",
     ),
     "no tokenizer": (lambda _: ["initialise", "--rounds", "1", *CONFIG], "give a tokenizer"),
     "no such tokenizer": (

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROUND
 from crossfl.errors import CrossFLError
 from crossfl.plan import plan
-from crossfl.records import Facility
+from crossfl.records import Aggregation, Facility
 from crossfl.state import ServerState
 
 A = Facility(name="a", dataset="d")
@@ -55,3 +55,6 @@ def test_what_cannot_be_planned() -> None:
         plan(_state(0), [A], 0, "train")
     with pytest.raises(CrossFLError, match="no facility takes part in round 1"):
         plan(_state(0), [B], 3, "train")
+    three = dataclasses.replace(_state(0), aggregation=Aggregation(quorum=3))
+    with pytest.raises(CrossFLError, match="2 facilities take part in round 1 of 4"):
+        plan(three, [A, B, C], 3, "train")

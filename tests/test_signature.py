@@ -37,7 +37,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 def _admit(*updates: Path) -> dict[str, str | None]:
     """The facilities of these updates, each with the reason why it is refused."""
-    weights = Tensors.of_model(ROUND / "global_model").floats()
+    weights = Tensors.of_model(ROUND / "global_model")
     admitted, excluded = gate.admit(updates, ServerState.load(ROUND / "state"), weights)
     found: dict[str, str | None] = {update.facility: None for update in admitted}
     return found | {each.facility: each.reason for each in excluded}

@@ -58,7 +58,7 @@ steps:
       facilities: facilities
       local_steps: local_steps
       training: training
-    out: [tasks]
+    out: [tasks, asked]
   train:
     run: ../steps/train.cwl
     scatter: task
@@ -74,4 +74,5 @@ steps:
       global_model: global_model
       state: state
       updates: train/update
+      asked: plan/asked
     out: [next_model, next_state, more]

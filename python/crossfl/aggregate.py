@@ -29,6 +29,7 @@ def aggregate(
     updates: Sequence[Path],
     out: Path,
     *,
+    asked: Mapping[str, int] | None = None,
     threads: int | None = None,
     piece: int = PIECE,
 ) -> bool:
@@ -45,6 +46,8 @@ def aggregate(
         state: server state of this round (directory).
         updates: one directory for each facility, in any order.
         out: folder to write into.
+        asked: facilities that were asked for an update, each with the steps it was asked for;
+            unset, an update may be anyone's.
         threads: threads to use, by default one for each core; the result does not depend on it.
         piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
 
@@ -66,8 +69,8 @@ def aggregate(
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
     weights = Tensors.of_model(model)
     manifest.verify(model, "model", only=_copied(described, weights))
-    updates = [*updates, *server.held_updates(state)]
-    admitted, excluded = gate.admit(updates, server, weights.floats())
+    held = server.held_updates(state)
+    admitted, excluded = gate.admit(updates, server, weights, asked, held)
     while True:
         averaging = Averaging(state, weights, admitted, server.aggregation, threads, piece)
         try:
@@ -239,13 +242,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an update of this round (directory; repeat for each facility)",
     )
+    parser.add_argument(
+        "--asked",
+        type=_asked,
+        action="append",
+        metavar="FACILITY=STEPS",
+        help="a facility that was asked for an update, and for how many steps at most (repeat for "
+        "each); unset, an update may be anyone's",
+    )
+
+
+def _asked(word: str) -> tuple[str, int]:
+    facility, _, steps = word.partition("=")
+    if not steps.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not of the form facility=steps")
+    return facility, int(steps)
 
 
 def main(args: argparse.Namespace) -> None:
     """Write `next_model`, `next_state` and `more` for the engine."""
     here = args.outdir
     begun = time.monotonic()
-    another = aggregate(args.global_model, args.state, args.update, here)
+    asked = dict(args.asked) if args.asked else None
+    another = aggregate(args.global_model, args.state, args.update, here, asked=asked)
     state = ServerState.load(here / STATE)
     if state.run and (place := journal.here()):
         run = journal.Run.load(place / state.run)

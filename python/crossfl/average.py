@@ -51,6 +51,8 @@ class Done:
     """For each cell, the sum of squares of each update; NaN where it could not be decoded."""
     products: list[Tensor] = field(default_factory=list)
     """For each cell, inner products of the updates, fp64 [facilities, facilities]."""
+    finite: bool = True
+    """Whether the next model and state are, here."""
 
     def measure(self, squares: list[list[float]], broken: Sequence[int] = ()) -> None:
         """Note the sums of squares of the next cells, and which updates could not be decoded."""
@@ -123,7 +125,8 @@ class Averaging:
 
         Raises:
             Refused: an update is not what its manifest says; nothing written may be used.
-            CrossFLError: the state's own files are damaged.
+            CrossFLError: the state's own files are damaged, or the next model or state is not
+                finite.
         """
         files = self._remembered()
         if not self._combination.pairwise:
@@ -167,6 +170,7 @@ class Averaging:
         `begin` is called with each file of the model, before work on its first piece is.
         """
         squares = [0.0] * len(self.updates)
+        infinite: list[str] = []
 
         def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[Piece]:
             for piece, done in walked:
@@ -174,6 +178,8 @@ class Averaging:
                     squares[:] = map(operator.add, squares, cell)
                 for products in done.products:
                     self._products += products
+                if not done.finite:
+                    infinite.append(piece.name)
                 yield piece
 
         with workers(self._threads) as pool:
@@ -186,6 +192,11 @@ class Averaging:
         reasons |= gate.check_numbers(sound, self._aggregation)
         if reasons:
             raise Refused(reasons)
+        if infinite:
+            raise CrossFLError(
+                f"the next {infinite[0]!r} would not be finite: lower server_learning_rate, or "
+                "largest_norm. The global model stays as it was"
+            )
         entries = manifest.read(self._state, "state")["files"]
         for path in self._remembered().keys() & self._sums.keys():
             if self._sums[path] != entries[path.name]["sha256"]:
@@ -227,6 +238,7 @@ class Averaging:
                     for slot, result in zip(targets, results, strict=True):
                         result[part].copy_(next_[slot])
                 for writer, result in zip(targets.values(), results, strict=True):
+                    done.finite &= _is_finite(result[:count])
                     writer.put(name, start, result[:count])
         if whole:
             done.measure(whole.squares())
@@ -302,6 +314,12 @@ class Averaging:
         for slot in self._families(file):
             writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats, reserve=True)
         return writers
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite: then mostly their sum is, which is found much faster."""
+    wide = values if values.dtype in (torch.float32, torch.bfloat16) else values.float()
+    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
 
 
 def _is_master(file: TensorFile) -> bool:

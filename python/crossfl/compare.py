@@ -54,7 +54,12 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
         steps = sum(f.local_steps or job.local_steps for f in job.facilities)
         for only in [*job.facilities, Facility(name=POOLED, dataset="all")]:
             one = dataclasses.replace(only, local_steps=None)
-            arms[only.name] = dataclasses.replace(job, facilities=(one,), local_steps=steps)
+            arms[only.name] = dataclasses.replace(
+                job,
+                facilities=(one,),
+                local_steps=steps,
+                aggregation=dataclasses.replace(job.aggregation, combination="mean", quorum=None),
+            )
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
             running = {
                 name: executor.submit(_run, name, arm, job, pool, Path(scratch, name))

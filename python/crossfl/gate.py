@@ -4,22 +4,23 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossfl import manifest, signature
+from crossfl import delta, manifest, signature
+from crossfl.checkpoint import Tensors
 from crossfl.delta import Delta
 from crossfl.errors import CrossFLError
 from crossfl.records import Aggregation, check_name
 from crossfl.state import ServerState
-from crossfl.tensorfile import Entry
 
 COUNTS = ("tokens", "samples", "steps")
 LARGEST_COUNT = 2**53
 """Counts beyond which fp64 shares would not be exact."""
-
+LARGEST_MEASUREMENTS = 1 << 16
+"""Characters of what an update says of its training and the history takes over."""
 LONGEST_REASON = 500
 """Characters of a reason that the history keeps."""
 LARGEST_NORM = 1e18
@@ -73,35 +74,53 @@ class Excluded:
 
 
 def admit(
-    paths: Sequence[Path], server: ServerState, parameters: Mapping[str, Entry]
+    paths: Sequence[Path],
+    server: ServerState,
+    weights: Tensors,
+    asked: Mapping[str, int] | None = None,
+    held: Sequence[Path] = (),
 ) -> tuple[list[Update], list[Excluded]]:
     """Sort the updates of a round into those to average and those that do not count, by name.
 
     Only manifests and headers are read here: sha256, finiteness and norms follow while the
     numbers are walked (`Refused`). A facility that delivered twice is refused whole.
+
+    Args:
+        paths: what was delivered (directories).
+        server: server state of the round.
+        weights: the global model of the round.
+        asked: facilities that were asked for an update, and for how many steps; unset, anyone.
+        held: updates of the round that came here before, and were admitted.
     """
     admitted: list[Update] = []
     excluded: list[Excluded] = []
-    for path in paths:
+    parameters = weights.floats()
+    files = {delta.file_name(file.path.name) for file in weights.files}
+    for path in (*paths, *held):
         found: dict[str, Any] = {}
         try:
             found = manifest.read(path, "update")
             _check_fields(found)
+            _check_measurements(found)
+            _check_files(found, files)
+            if asked is not None and path not in held:
+                _check_asked(found, asked)
             manifest.verify(path, "update", only=())
+            if found["reason"] is not None:
+                found["reason"] = _printable(found["reason"])
             if found["status"] == "absent":
-                reason = found["reason"][:LONGEST_REASON]
-                excluded.append(Excluded(found["facility"], "absent", reason, found))
+                excluded.append(Excluded(found["facility"], "absent", found["reason"], found))
                 continue
             signature.check(path, found["facility"])
             _check_round(found, server)
             _check_weight(found, server.aggregation)
-            delta = Delta(path)
-            delta.check(parameters)
-            admitted.append(Update(found["facility"], path, found, delta))
+            delivered = Delta(path)
+            delivered.check(parameters)
+            admitted.append(Update(found["facility"], path, found, delivered))
         except (CrossFLError, OSError, RuntimeError, ValueError) as error:
             # Also what a directory of odd names, depths or sizes makes of reading it.
             reason = str(error).replace(f"{path}/", "").replace(str(path), "the update")
-            reason = reason[:LONGEST_REASON]
+            reason = _printable(reason)
             name = found.get("facility")
             known = isinstance(name, str) and _is_name(name)
             excluded.append(Excluded(str(name) if known else "", "refused", reason, {}))
@@ -193,14 +212,14 @@ def _last_weight(server: ServerState, facility: str) -> int | None:
     return None
 
 
-def _check_fields(found: Mapping[str, Any]) -> None:
+def _check_fields(found: dict[str, Any]) -> None:
     """Types and ranges of what a manifest says: nothing behind the gate meets a surprise."""
     if not isinstance(found.get("facility"), str):
         raise CrossFLError("its manifest names no facility")
     check_name("facility", found["facility"])
     if found.get("status") not in ("complete", "partial", "absent"):
         raise CrossFLError(f"its status is {found.get('status')!r}")
-    reason = found.get("reason")
+    found["reason"] = reason = found.get("reason")
     if reason is None and found["status"] == "absent":
         raise CrossFLError("it is absent without a reason")
     if not isinstance(reason, str | None):
@@ -209,20 +228,48 @@ def _check_fields(found: Mapping[str, Any]) -> None:
         count = found.get(key)
         if type(count) is not int or not 0 <= count <= LARGEST_COUNT:
             raise CrossFLError(f"its {key} are {count!r}, which is not a count")
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        raise CrossFLError("its manifest has numbers that are not finite") from None
+
+
+def _check_measurements(found: Mapping[str, Any]) -> None:
+    """What an update says of its training, for people to read: numbers by name."""
     for key in ("seconds", "metrics"):
         if not isinstance(found.get(key), dict):
             raise CrossFLError(f"its {key} are not a record")
-    try:
-        json.dumps(dict(found), allow_nan=False)
-    except ValueError:
-        raise CrossFLError("its manifest has numbers that are not finite") from None
-    validation = found["metrics"].get("validation", {})
-    loss: Any = validation.get("loss", 0.0) if isinstance(validation, dict) else None
-    if type(loss) not in (int, float) or abs(loss) > LARGEST_COUNT:
-        raise CrossFLError(f"its validation loss is {loss!r}")
+        if (size := len(json.dumps(found[key]))) > LARGEST_MEASUREMENTS:
+            raise CrossFLError(f"its {key} have {size} characters: they are no measurements")
+        for name, value in _leaves(found[key]):
+            if not _is_number(value) and not (value is None and key == "metrics"):
+                raise CrossFLError(f"its {key} have {value!r} for {name}")
+    for name, value in _leaves(found["seconds"]):
+        if not 0 <= value <= LARGEST_COUNT:
+            raise CrossFLError(f"its seconds have {value!r} for {name}")
+    for name in ("validation", "local"):
+        measured = found["metrics"].get(name, {})
+        said = isinstance(measured, dict) and (not measured or "loss" in measured)
+        loss: Any = measured.get("loss", 0.0) if said else None
+        if not _is_number(loss) or not 0 <= loss <= LARGEST_COUNT:
+            raise CrossFLError(f"its {name} loss is {loss!r}")
+
+
+def _check_files(found: Mapping[str, Any], names: Collection[str]) -> None:
+    """Which files an update may have: none but the deltas of the files of the model."""
     for name, entry in found["files"].items():
+        if name not in names:
+            raise CrossFLError(f"it lists {name!r}, which is no delta of a file of the model")
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
             raise CrossFLError(f"its manifest does not give bytes and sha256 of {name}")
+
+
+def _check_asked(found: Mapping[str, Any], asked: Mapping[str, int]) -> None:
+    facility, steps = found["facility"], found["steps"]
+    if facility not in asked:
+        raise CrossFLError(f"{facility} was not asked for an update in this round")
+    if steps > asked[facility]:
+        raise CrossFLError(f"it claims {steps} steps, it was asked for {asked[facility]}")
 
 
 def _check_round(found: Mapping[str, Any], server: ServerState) -> None:
@@ -252,12 +299,10 @@ def _once_each(
 ) -> tuple[list[Update], list[Excluded]]:
     """By name, with a name for those that gave none, and without facilities that came twice.
 
-    A refused update has no claim to the name of one that was admitted.
+    What brings nothing to average has no claim to the name of an update that was admitted.
     """
     taken = {update.facility for update in admitted}
-    named = [
-        e for e in excluded if e.facility and (e.status == "absent" or e.facility not in taken)
-    ]
+    named = [e for e in excluded if e.facility and e.facility not in taken]
     unnamed = sorted((e for e in excluded if e not in named), key=lambda e: e.reason)
     named += [
         Excluded(f"unknown-{i}", e.status, e.reason, e.manifest) for i, e in enumerate(unnamed, 1)
@@ -271,6 +316,25 @@ def _once_each(
         if n > 1
     ]
     return sorted(once, key=lambda u: u.facility), sorted(others, key=lambda e: e.facility)
+
+
+def _leaves(record: Mapping[str, Any], depth: int = 4) -> Iterator[tuple[str, Any]]:
+    """The values of a record and of records in it, each with its name."""
+    for name, value in record.items():
+        if isinstance(value, dict) and depth > 1:
+            yield from _leaves(value, depth - 1)
+        else:
+            yield name, value
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that fp64 holds."""
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_COUNT)
+
+
+def _printable(reason: str) -> str:
+    """A reason as the history has it, which may be read on a terminal."""
+    return "".join(c if c.isprintable() else " " for c in reason[:LONGEST_REASON])
 
 
 def _is_name(name: str) -> bool:

@@ -5,15 +5,17 @@ import contextlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crossfl import journal, manifest, outputs, strategies
+from crossfl import combinations, journal, manifest, outputs, strategies
 from crossfl.checkpoint import INDEX, Tensors
 from crossfl.errors import CrossFLError
+from crossfl.plan import check_rounds
 from crossfl.progress import Progress
 from crossfl.records import (
     BYTES,
@@ -310,9 +312,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="a facility, as for plan; this and what follows is compared with the journal only",
+        help="a facility, as for plan: is every round large enough, and is this the journal's run",
     )
-    parser.add_argument("--local-steps", type=int, help="optimizer steps per facility and round")
+    parser.add_argument(
+        "--local-steps",
+        type=int,
+        help="optimizer steps per facility and round; compared with the journal only",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -320,7 +326,11 @@ def main(args: argparse.Namespace) -> None:
     here, place = args.outdir, journal.here()
     lora = from_flags_if_any(args, Lora)
     aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
-    run = None if place is None else _open(place, args, aggregation, lora)
+    facilities = [from_words(words, Facility) for words in args.facility]
+    if facilities:
+        least = combinations.of(aggregation).least(aggregation.dishonest)
+        check_rounds(facilities, args.rounds, max(least, aggregation.quorum or 1))
+    run = None if place is None else _open(place, args, facilities, aggregation, lora)
     number = None if run is None else resume(run, args.rounds, aggregation, retention, here)
     if run is not None:
         _say(f"{run.path} begins" if number is None else f"{run.path} goes on after round {number}")
@@ -343,11 +353,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _open(
-    place: Path, args: argparse.Namespace, aggregation: Aggregation, lora: Lora | None
+    place: Path,
+    args: argparse.Namespace,
+    facilities: Sequence[Facility],
+    aggregation: Aggregation,
+    lora: Lora | None,
 ) -> journal.Run:
     """The run to go on with, or a new one."""
     named = args.tokenizer in (None, BYTES)
-    facilities = [from_words(words, Facility) for words in args.facility]
     configuration = {
         "model": _inventory(args.model),
         "config": _inventory(args.config),

@@ -17,7 +17,7 @@ SIGNATURE = f"{FILE}.sig"
 """Who made the directory, signed over its manifest; see `crossfl.signature`."""
 FORMAT = 1
 LARGEST = 1 << 20
-"""Bytes of a manifest; more is refused unread."""
+"""Bytes of the manifest of an update; more is refused unread."""
 Kind = Literal["model", "state", "update"]
 
 
@@ -33,6 +33,7 @@ def publish(directory: Path) -> Iterator[Path]:
     """
     check_vacant(directory)
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # of one that was killed, and had the same number
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -84,7 +85,7 @@ def read(directory: Path, kind: Kind) -> dict[str, Any]:
         raise CrossFLError(
             f"{directory} has no {FILE}: it is incomplete, or not a {kind} made by crossfl"
         )
-    if path.stat().st_size > LARGEST:
+    if kind == "update" and path.stat().st_size > LARGEST:
         raise CrossFLError(f"{path} has {path.stat().st_size} bytes: it is not a manifest")
     try:
         manifest = json.loads(path.read_text())

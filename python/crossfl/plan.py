@@ -27,18 +27,13 @@ def plan(
     every facility that has joined and not left is asked.
 
     Raises:
-        CrossFLError: two facilities share a name, or a round of the federation has none.
+        CrossFLError: two facilities share a name, or a round of the federation has too few.
     """
     if twice := [name for name, n in Counter(f.name for f in facilities).items() if n > 1]:
         raise CrossFLError(f"facility {twice[0]!r} is named twice: give each facility once")
     if local_steps < 1:
         raise CrossFLError(f"local_steps is {local_steps}: it must be at least 1")
-    for number in range(1, state.rounds + 1):
-        if not any(_takes_part(f, number, "train") for f in facilities):
-            raise CrossFLError(
-                f"no facility takes part in round {number} of {state.rounds}: "
-                "see joins, leaves and skips"
-            )
+    check_rounds(facilities, state.rounds, state.aggregation.quorum or 1)
     training = purpose == "train"
     if training and not state.more():
         return state.round, []  # a run that was interrupted after its last round
@@ -67,6 +62,22 @@ def plan(
             )
         )
     return number, tasks
+
+
+def check_rounds(facilities: Sequence[Facility], rounds: int, least: int) -> None:
+    """Check that in every round at least so many facilities take part.
+
+    Raises:
+        CrossFLError: they do not; the message names the first such round.
+    """
+    for number in range(1, rounds + 1):
+        there = sum(_takes_part(facility, number, "train") for facility in facilities)
+        if there < least:
+            raise CrossFLError(
+                f"{there or 'no'} {'facilities take' if there > 1 else 'facility takes'} part in "
+                f"round {number} of {rounds}, which needs {least}: see joins, leaves and skips, "
+                "and quorum, combination and dishonest of the aggregation"
+            )
 
 
 def _takes_part(facility: Facility, number: int, purpose: Purpose) -> bool:
@@ -99,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write `round` and `tasks` to `cwl.output.json`."""
+    """Write `round`, `tasks` and `asked` to `cwl.output.json`."""
     state = ServerState.load(args.state)
     if state.run and (place := journal.here()):
         journal.check_space(place, args.state)
@@ -110,4 +121,5 @@ def main(args: argparse.Namespace) -> None:
     with Progress(round=number, rounds=state.rounds) as progress:
         where = ", ".join(t.facility for t in tasks)
         progress("plan", message=f"{args.purpose} at {where}" if tasks else "nothing left to train")
-    outputs.write(args.outdir, round=number, tasks=[task.asdict() for task in tasks])
+    asked = [f"{task.facility}={task.local_steps}" for task in tasks]
+    outputs.write(args.outdir, round=number, tasks=[task.asdict() for task in tasks], asked=asked)

@@ -16,14 +16,21 @@ from typing import Any, Literal, Self, TypeVar
 
 from crossfl.errors import CrossFLError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BYTES = "bytes"
 """The tokenizer that is not a directory."""
 
 
-def option(doc: str, default: Any = MISSING, least: float | None = None) -> Any:
-    """Declare a field: its one-line description, its default, the least value it may have."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "least": least})
+def option(
+    doc: str,
+    default: Any = MISSING,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> Any:
+    """Declare a field: its one-line description, its default, what its numbers must lie between."""
+    limits = {"least": least, "most": most, "below": below}
+    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +46,15 @@ class Record:
                 raise CrossFLError(f"{where} is {value!r}: choose one of {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise CrossFLError(f"{where} is {value}: give a finite number")
-            least = field.metadata["least"]
+            limits = field.metadata
             numbers = value if isinstance(value, tuple) else (value,)
-            if least is not None and any(n is not None and n < least for n in numbers):
-                raise CrossFLError(f"{where} is {value}: it must be at least {least}")
+            for number in (n for n in numbers if isinstance(n, int | float)):
+                if number < limits["least"]:
+                    raise CrossFLError(f"{where} is {value}: it must be at least {limits['least']}")
+                if number > limits["most"]:
+                    raise CrossFLError(f"{where} is {value}: it must be at most {limits['most']}")
+                if number >= limits["below"]:
+                    raise CrossFLError(f"{where} is {value}: it must be below {limits['below']}")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -195,7 +207,7 @@ class Training(Record):
         "How the delta is written for the journey. Default fp32.", "fp32"
     )
     kept: float = option(
-        "Share of its values that a topk delta keeps. Default 0.05.", 0.05, least=0
+        "Share of its values that a topk delta keeps. Default 0.05.", 0.05, least=0, most=1
     )
     validation_samples: int | None = option(
         "Validation samples to use, the first ones; unset, all.", None, least=1
@@ -220,18 +232,15 @@ class Lora(Record):
     )
     rank: int = option("Rank of the adapter's matrices. Default 8.", 8, least=1)
     alpha: float = option("Scale of the adapter, over its rank. Default 16.0.", 16.0, least=0)
-    dropout: float = option("Share of inputs the adapter drops in training. Default 0.0.", 0.0)
+    dropout: float = option(
+        "Share of inputs the adapter drops in training. Default 0.0.", 0.0, least=0, below=1
+    )
     target_modules: tuple[str, ...] = option(
         "Names of the layers that are adapted. Default all linear ones but the last.", ()
     )
     factors: Literal["both", "b"] = option(
         "Whether A and B learn, or B alone, which averages exactly. Default both.", "both"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise CrossFLError(f"lora.dropout is {self.dropout}: give a share in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +264,7 @@ class Aggregation(Record):
         "Largest share of one facility in the mean; the rest is spread over the others.",
         None,
         least=0,
+        most=1,
     )
     server_learning_rate: float | None = option(
         "Step of the server optimizer; unset, 1.0, for diloco 0.7, for the adaptive ones 0.01.",
@@ -262,18 +272,19 @@ class Aggregation(Record):
         least=0,
     )
     server_momentum: float = option(
-        "Momentum of fedavgm, Nesterov momentum of diloco. Default 0.9.", 0.9, least=0
+        "Momentum of fedavgm, Nesterov momentum of diloco. Default 0.9.", 0.9, least=0, below=1
     )
     first_decay: float = option(
-        "Decay of the mean in fedadam, fedyogi and fedadagrad. Default 0.9.", 0.9, least=0
+        "Decay of the mean in fedadam, fedyogi and fedadagrad. Default 0.9.", 0.9, least=0, below=1
     )
     second_decay: float = option(
-        "Decay of the mean square in fedadam and fedyogi. Default 0.99.", 0.99, least=0
+        "Decay of the mean square in fedadam and fedyogi. Default 0.99.", 0.99, least=0, below=1
     )
     adaptivity: float = option(
         "What fedadam, fedyogi and fedadagrad add to the root of the mean square. Default 0.001.",
         1e-3,
-        least=0,
+        least=1e-18,
+        most=1e9,
     )
     dishonest: int = option(
         "Facilities that trimmed_mean, krum and multi_krum are to withstand. Default 1.",
@@ -287,6 +298,7 @@ class Aggregation(Record):
         "Share of the federation's weight that a round needs; unset, the quorum alone counts.",
         None,
         least=0,
+        most=1,
     )
     below_quorum: Literal["stop", "skip", "wait"] = option(
         "Below the quorum, stop, skip the round, or wait and ask again who was missing. "
@@ -336,7 +348,8 @@ def check_name(what: str, name: str) -> None:
     """Refuse a name that could be anything but a plain word in a path, a table or a shell."""
     if not NAME.fullmatch(name):
         raise CrossFLError(
-            f"{what} {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
+            f"{what} {name[:200]!r}: use letters, digits, '.', '_' and '-', a letter or digit "
+            "first, 100 characters at most"
         )
 
 
@@ -416,7 +429,7 @@ def _scalar(value: Any, kind: type[Any], where: str) -> Any:
         raise wrong
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if kind is int and isinstance(value, float) and value != converted:
         raise wrong

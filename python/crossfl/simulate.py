@@ -61,7 +61,8 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
             folder = _folder(here / "facilities" / task.facility)
             train(before / "global_model", task, job.training, folder)
             updates.append(folder / UPDATE)
-        more = aggregate(before / "global_model", before / "state", updates, here)
+        asked = {task.facility: task.local_steps for task in tasks}
+        more = aggregate(before / "global_model", before / "state", updates, here, asked=asked)
         shutil.rmtree(here / "facilities")
         shutil.rmtree(before)
         yield ServerState.load(here / "state"), here

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from federation import Federation, Values, entry, snapshot
+from federation import Federation, Values, entry, snapshot, weights
 from safetensors.torch import save_file
 
 from crossfl import manifest
@@ -74,6 +74,15 @@ def _edited(reason: str, name: str, edit: Callable[[dict[str, Any]], Any]) -> No
     CORPUS[name] = (make, reason)
 
 
+def _amend(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a manifest says, so that it still agrees with itself."""
+    said = json.loads((path / "manifest.json").read_text())
+    edit(said)
+    said["digest"] = manifest.digest(said["files"])
+    del said["seal"]
+    (path / "manifest.json").write_text(json.dumps({**said, "seal": manifest.seal(said)}))
+
+
 def _described(dtype: str, shape: list[Any], *offsets: Any, **more: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets), **more}
 
@@ -102,12 +111,24 @@ _says("which is not a count", "weight_astronomic", tokens=10**400)
 _says("largest weight allowed is 1000", "weight_over_the_cap", tokens=1001)
 _says("steps are -1", "steps_negative", steps=-1)
 _says("not finite", "loss_nan", metrics={"validation": {"loss": float("nan")}})
-_says("validation loss is 'low'", "loss_a_word", metrics={"validation": {"loss": "low"}})
-_says("validation loss", "loss_beyond_floats", metrics={"validation": {"loss": 10**400}})
-_says("validation loss", "validation_a_list", metrics={"validation": [1]})
+_says("metrics have 'low' for loss", "loss_a_word", metrics={"validation": {"loss": "low"}})
+_says("metrics have 1000", "loss_beyond_floats", metrics={"validation": {"loss": 10**400}})
+_says("validation loss is -1", "loss_negative", metrics={"validation": {"loss": -1.0}})
+_says("validation loss is None", "loss_missing", metrics={"validation": {"tokens": 1}})
+_says("local loss is None", "local_loss_missing", metrics={"local": {"tokens": 1}})
+_says("local loss is None", "local_a_number", metrics={"local": 1.0})
+_says("metrics have [1]", "validation_a_list", metrics={"validation": [1]})
+_says("metrics have {", "metrics_deep", metrics={"a": {"b": {"c": {"d": {"e": 1}}}}})
+_says("metrics have 'x'", "metrics_a_word", metrics={"training": {"first_loss": "x"}})
+_says("no measurements", "metrics_huge", metrics={str(i): 1 for i in range(10_000)})
+_says("seconds have -1", "seconds_negative", seconds={"train": -1.0})
+_says("seconds have 1e+300", "seconds_endless", seconds={"train": 1e300})
+_says("metrics have 1000", "metrics_beyond_floats", metrics={"training": {"ranks": 10**400}})
+_says("seconds have None", "seconds_missing", seconds={"train": None})
 _says("metrics are not a record", "metrics_a_list", metrics=[])
 _says("not finite", "seconds_infinite", seconds={"train": float("inf")})
 _says("facility '../evil'", "facility_a_path", facility="../evil")
+_says("100 characters at most", "facility_of_a_long_name", facility="e" * 101)
 _says("names no facility", "facility_a_number", facility=7)
 _says("delivered 2 updates", "facility_of_another", facility="good1")
 
@@ -176,14 +197,51 @@ CODES = {"a": _described("I8", [12], 0, 12), "b": _described("I8", [5], 12, 17)}
 _file("scale", "int8_without_scales", {"__metadata__": {"encoding": "int8"}, **CODES}, DATA[:17])
 
 
-@hostile("is missing")
+@hostile("no delta of a file of the model")
 def _file_name_of_half_a_character(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
     federation.seal(path, "evil")
-    said = json.loads((path / "manifest.json").read_text())
-    said["files"]["\ud800"] = {"bytes": 1, "sha256": "0" * 64}
-    said["digest"] = manifest.digest(said["files"])
-    (path / "manifest.json").write_text(json.dumps({**said, "seal": manifest.seal(said)}))
+    _amend(path, lambda said: said["files"].update({"\ud800": {"bytes": 1, "sha256": "0" * 64}}))
+
+
+@hostile("no delta of a file of the model")
+def _file_name_of_no_characters(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    (path / "delta.safetensors").rename(os.fsdecode(os.fsencode(path) + b"/delta\xff.safetensors"))
+    federation.seal(path, "evil")
+
+
+@hostile("no delta of a file of the model")
+def _files_without_number(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    for number in range(2000):
+        (path / f"{number}").touch()
+    federation.seal(path, "evil")
+
+
+@hostile("no delta of a file of the model")
+def _file_of_the_kernel(federation: Federation, path: Path) -> None:
+    save_file(GOOD, path / "delta.safetensors")
+    (path / "more").symlink_to("/proc/version")
+    federation.seal(path, "evil")
+
+
+@hostile("is not a valid safetensors file")
+def _delta_of_the_kernel(federation: Federation, path: Path) -> None:
+    (path / "delta.safetensors").symlink_to("/proc/version")
+    federation.seal(path, "evil")
+
+
+@hostile("")  # by the system, or, where it can map as much, by the shape
+def _delta_of_a_million_megabytes(federation: Federation, path: Path) -> None:
+    size = 1 << 40
+    header = json.dumps({"a": _described("F32", [size // 4], 0, size)}).encode()
+    (path / "delta.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    federation.seal(path, "evil")
+    os.truncate(path / "delta.safetensors", 8 + len(header) + size)
+    _amend(
+        path, lambda said: said["files"]["delta.safetensors"].update(bytes=8 + len(header) + size)
+    )
 
 
 @hostile("does not match its sha256")
@@ -227,13 +285,6 @@ def _a_pipe_for_a_file(federation: Federation, path: Path) -> None:
 @hostile("has no manifest.json")
 def _no_manifest(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
-
-
-@hostile("also in another file")
-def _tensor_in_two_files(federation: Federation, path: Path) -> None:
-    save_file(GOOD, path / "delta-1.safetensors")
-    save_file({"a": GOOD["a"]}, path / "delta-2.safetensors")
-    federation.seal(path, "evil")
 
 
 @hostile("could not be decoded")
@@ -334,6 +385,48 @@ def test_a_refused_update_has_no_say_in_others(tmp_path: Path) -> None:
         "tiny": "refused",
         "unknown-1": "refused",
     }
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, [{"a": MODEL["a"]}, {"b": MODEL["b"]}], quorum=2)
+    good = [federation.update(f"good{i}", GOOD) for i in range(2)]
+    evil = federation.update("evil", GOOD)
+    save_file(GOOD, evil / "delta-00002-of-00002.safetensors")
+    federation.seal(evil, "evil")
+    out = federation.run([evil, *good])
+    assert "also in another file" in entry(out)["facilities"]["evil"]["reason"]
+
+
+def test_nobody_speaks_who_was_not_asked(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, MODEL, quorum=1, combination="fednova")
+    good = federation.update("good", GOOD, steps=5)
+    stranger = federation.update("stranger", GOOD, steps=5)
+    boasting = federation.update("boasting", GOOD, steps=9007199254740992)
+    claims = federation.update("good", name="claims", status="absent", reason="\x1b[2Jgone")
+    out = federation.run([good, stranger, boasting, claims], asked={"good": 5, "boasting": 7})
+    said = {name: (e["share"], e["reason"]) for name, e in entry(out)["facilities"].items()}
+    assert said == {
+        "good": (1.0, None),
+        "stranger": (0.0, "stranger was not asked for an update in this round"),
+        "boasting": (0.0, "it claims 9007199254740992 steps, it was asked for 7"),
+        "unknown-1": (0.0, " [2Jgone"),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_infinite_model_is_never_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = {name: values.to(dtype) for name, values in MODEL.items()}
+    federation = Federation(tmp_path, model, quorum=1, server_learning_rate=1e38)
+    update = federation.update("good", {name: 5 * values for name, values in GOOD.items()})
+    before = snapshot(tmp_path)
+    with pytest.raises(CrossFLError, match="would not be finite: lower server_learning_rate"):
+        federation.run([update])
+    assert snapshot(tmp_path) == before
+    # What is finite, and adds up to more than numbers can say, is written.
+    largest = torch.finfo(dtype).max
+    federation = Federation(tmp_path / "near", model, quorum=1, server_learning_rate=largest)
+    out = federation.run([federation.update("good", GOOD)])
+    assert all(values.eq(largest).all() for values in weights(out).values())
 
 
 def test_a_directory_too_deep_to_list_is_refused(tmp_path: Path) -> None:

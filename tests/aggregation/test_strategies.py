@@ -97,15 +97,25 @@ CLOSED = {
     "fedavgm": ({"server_momentum": 0.5}, [1.0, 2.5]),
     "diloco": ({"server_momentum": 0.5, "server_learning_rate": 1.0}, [1.5, 3.25]),
     "fedadagrad": (
-        {"first_decay": 0.0, "adaptivity": 0.0, "server_learning_rate": 1.0},
+        {"first_decay": 0.0, "adaptivity": 1e-18, "server_learning_rate": 1.0},
         [1.0, 1.0 + 1 / 2**0.5],
     ),
     "fedadam": (
-        {"first_decay": 0.5, "second_decay": 0.75, "adaptivity": 0.0, "server_learning_rate": 1.0},
+        {
+            "first_decay": 0.5,
+            "second_decay": 0.75,
+            "adaptivity": 1e-18,
+            "server_learning_rate": 1.0,
+        },
         [1.0, 1.0 + 0.75 / (0.25 * 0.75 + 0.25) ** 0.5],
     ),
     "fedyogi": (
-        {"first_decay": 0.5, "second_decay": 0.75, "adaptivity": 0.0, "server_learning_rate": 1.0},
+        {
+            "first_decay": 0.5,
+            "second_decay": 0.75,
+            "adaptivity": 1e-18,
+            "server_learning_rate": 1.0,
+        },
         [1.0, 1.0 + 0.75 / 0.5**0.5],
     ),
 }
