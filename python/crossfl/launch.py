@@ -5,6 +5,7 @@ to `srun --ntasks-per-node=4`, `mpiexec -n 8 --ppn 4` or `torchrun --nproc-per-n
 runs that launcher on itself, and each of the processes it starts is one rank.
 """
 
+import atexit
 import functools
 import os
 import shlex
@@ -96,7 +97,7 @@ def join() -> None:
 
 
 def leave() -> NoReturn:
-    """End this rank, well: part from the others, and leave Python without winding it up.
+    """End this rank, well: part from the others, tidy up, and leave Python without winding it up.
 
     While Python is wound up, a thread of torch that still serves the ranks can abort the process.
     """
@@ -104,6 +105,7 @@ def leave() -> NoReturn:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # Python has no other name for it
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
