@@ -106,8 +106,9 @@ def test_sharded_ranks_deliver_and_go_on(
     monkeypatch.setenv(site.STATE, str(places["one"] / "state"))
     for number, seen in ((1, 0), (2, 12)):
         asked = dataclasses.replace(
-            task, round=number, samples_seen=seen, local_steps=3, schedule_steps=8
-        )
+            task, round=number, samples_seen=seen, counted=number - 1, local_steps=3,
+            schedule_steps=8,
+        )  # fmt: skip
         train(model, asked, training, places["one"] / str(number))
         out = places["two"] / str(number)
         out.mkdir(parents=True)
@@ -119,7 +120,7 @@ def test_sharded_ranks_deliver_and_go_on(
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
     paths = ("1/update/delta.safetensors", "2/update/delta.safetensors")
-    for path in (*paths, f"state/leonardo/optimizer-{task.data_seed}/2/{KEPT}"):
+    for path in (*paths, f"state/leonardo/optimizer-{task.data_seed}/{task.federation}-2/{KEPT}"):
         one, two = (load_file(places[name] / path) for name in ("one", "two"))
         assert one.keys() == two.keys()
         for name in one:

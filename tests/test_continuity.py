@@ -49,7 +49,7 @@ def _local_weights(job: Job, folder: Path) -> tuple[dict[str, torch.Tensor], Tas
         tasks += plan(state, job.facilities, job.local_steps, "evaluate")[1]
     weights = load_file(folder / str(job.rounds) / "global_model" / "model.safetensors")
     root = Path(os.environ[site.STATE], "leonardo")
-    (kept,) = root.glob(f"optimizer-*/{job.rounds}/{KEPT}")
+    (kept,) = root.glob(f"optimizer-*/*-{job.rounds}/{KEPT}")
     saved = load_file(kept)
     return {name: w + saved[ROUNDING + name] for name, w in weights.items()}, tasks[-1]
 
@@ -119,6 +119,6 @@ def test_what_is_kept_stays_at_the_facility(tmp_path: Path) -> None:
 def test_the_state_of_another_model_is_refused(tmp_path: Path, task: Task) -> None:
     with Memory(dataclasses.replace(task, round=1), "optimizer").after() as folder:
         save_file({"x//exp_avg": torch.zeros(1)}, folder / KEPT)
-    later = dataclasses.replace(task, round=2, samples_seen=8)
+    later = dataclasses.replace(task, round=2, samples_seen=8, counted=1)
     with pytest.raises(CrossFLError, match=r"kept.safetensors is of another model: remove"):
         train(ROUND / "global_model", later, TRAINING, tmp_path)

@@ -175,7 +175,7 @@ def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
     from crossfl.initialise import resume
 
     with pytest.raises(CrossFLError, match="a run of diloco cannot go on with fedadam"):
-        resume(run, 3, Aggregation(strategy="fedadam"), Retention(), tmp_path / "out")
+        resume(run.rounds()[-1], 3, Aggregation(strategy="fedadam"), Retention(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["truncated history", "flipped bit", "half a round"])
@@ -287,9 +287,35 @@ def test_retention(tmp_path: Path) -> None:
 
 
 def test_rounds_share_files_with_what_they_were_made_from(tmp_path: Path, place: Path) -> None:
-    here = Federation(tmp_path / "run").run()
+    with pytest.raises(Cut):
+        Federation(tmp_path / "run").run("after 9")
     (run,) = journal.runs(place)
+    here = max((tmp_path / "run").glob("*-aggregate"))
     assert (run.rounds()[-1] / WEIGHTS).samefile(here / WEIGHTS)
+
+
+def test_the_model_that_a_run_leaves_is_its_own(tmp_path: Path, place: Path) -> None:
+    """Whatever is done to it, the journal keeps what it has."""
+    here = Federation(tmp_path / "run").run()
+    for path in (here / "global_model").iterdir():
+        path.write_bytes(b"x")
+    (run,) = journal.runs(place)
+    last = run.last()
+    assert last is not None and last.name == "000003"
+
+
+def test_waits_take_no_place_of_rounds(tmp_path: Path, place: Path) -> None:
+    with pytest.raises(Cut):
+        Federation(tmp_path / "run").run("after 9")
+    (run,) = journal.runs(place)
+    last = run.rounds()[-1]
+    server = ServerState.load(last / "state")
+    for waits in (1, 2, 3):
+        state = tmp_path / f"wait-{waits}"
+        shutil.copytree(last / "state", state)
+        replace(server, waits=waits).save(state)
+        run.publish(last / "global_model", state, Retention(keep_last=2, keep_best=0))
+    assert [path.name for path in run.rounds()] == ["000001", "000002", "000002-000003"]
 
 
 def test_runs_lists_and_removes(

@@ -17,10 +17,9 @@ C = Facility(name="c", dataset="d", skips=(2,), local_steps=5)
 
 def _state(finished: int) -> ServerState:
     state = ServerState.load(ROUND / "state")
-    done = {"a": {"samples": 8}}
-    return dataclasses.replace(
-        state, rounds=4, round=finished, history=[{"facilities": done}] * finished
-    )
+    done = {"a": {"samples": 8, "status": "complete"}}
+    history = [{"round": n, "facilities": done} for n in range(1, finished + 1)]
+    return dataclasses.replace(state, rounds=4, round=finished, history=history)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +38,29 @@ def test_a_facility_goes_on_where_it_stopped() -> None:
     assert [t.samples_seen for t in third] == [16, 0]
     assert first[0].data_seed == third[0].data_seed != third[1].data_seed
     assert len({t.seed for t in [*first, *third]}) == 4
+
+
+def test_what_did_not_count_is_not_gone_on_from() -> None:
+    state = _state(3)
+    for status in ("refused", "unused", "absent"):
+        state.history[2] = {"round": 3, "facilities": {"a": {"samples": 8, "status": status}}}
+        a, c = plan(state, [A, C], 3, "train")[1]
+        assert (a.samples_seen, a.counted) == (16, 2)
+        assert (c.samples_seen, c.counted) == (0, 0)
+
+
+def test_no_claim_of_samples_is_too_large_to_go_on() -> None:
+    state = _state(2)
+    state.history[0] = {
+        "round": 1,
+        "facilities": {"a": {"samples": 2**53, "status": "complete"}},
+    }
+    assert plan(state, [A], 3, "train")[1][0].samples_seen == 2**31 - 1
+
+
+def test_rounds_that_are_over_need_nobody() -> None:
+    new = Facility(name="new", dataset="d", joins=4)
+    assert [t.facility for t in plan(_state(3), [new], 3, "train")[1]] == ["new"]
 
 
 def test_an_evaluation_asks_all_who_have_not_left() -> None:

@@ -1,5 +1,7 @@
 """A round without everybody: who is missing costs its own part, and no more."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,37 @@ def test_wait_does_not_go_beyond_the_time_that_there_is(tmp_path: Path, missing:
         aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "out")
 
 
+def test_the_time_that_runs_out_in_a_wait_ends_the_run(tmp_path: Path, missing: Path) -> None:
+    """What is held is not averaged below the quorum because nobody else was asked any more."""
+    rules = {"below_quorum": "wait", "budget_seconds": 1e12}
+    state = _state(tmp_path / "state", **rules)
+    assert aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "first")
+    waiting = tmp_path / "first" / "state"
+    late = replace(ServerState.load(waiting), started=-1e13)
+    late.save(waiting)
+    model = tmp_path / "first" / "global_model"
+    for held in (["leonardo"], []):
+        replace(late, held=held).save(waiting)
+        with pytest.raises(CrossFLError, match=r"budget_seconds ran out while round 1 waited"):
+            aggregate(model, waiting, [], tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_the_quorum_is_of_those_who_were_asked(tmp_path: Path) -> None:
+    """What came under another name, or not at all, is missing under its own."""
+    asked, update = {"leonardo": 2, "karolina": 2}, ROUND / "leonardo" / "update"
+    model, out = ROUND / "global_model", tmp_path / "out"
+    with pytest.raises(CrossFLError, match="karolina is absent: no update came in its name"):
+        aggregate(model, _state(tmp_path / "all"), [update], out, asked=asked)
+    stranger = shutil.copytree(ROUND / "karolina" / "update", tmp_path / "stranger")
+    said = json.loads((stranger / manifest.FILE).read_text()) | {"facility": "stranger"}
+    said.pop("seal")
+    (stranger / manifest.FILE).write_text(json.dumps(said | {"seal": manifest.seal(said)}))
+    state = _state(tmp_path / "half", quorum_share=0.6)
+    with pytest.raises(CrossFLError, match=r"1 of 2 updates .* have 0\.5 of the weight"):
+        aggregate(model, state, [update, stranger], out, asked=asked)
+
+
 @pytest.mark.parametrize(("share", "enough"), [(0.5, True), (0.51, False)])
 def test_a_quorum_by_weight(tmp_path: Path, missing: Path, share: float, enough: bool) -> None:
     """Who never delivered is taken to weigh what the others weigh on average: here a half."""
@@ -119,8 +152,8 @@ def test_a_quorum_by_weight(tmp_path: Path, missing: Path, share: float, enough:
 
 def test_the_weight_that_is_missing_is_what_it_was_last(tmp_path: Path) -> None:
     server = ServerState.load(ROUND / "state")
-    entry = {"share": 0.75, "samples": 24}
-    server.history.append({"facilities": {"karolina": entry}})
+    entry = {"status": "complete", "share": 0.75, "samples": 24}
+    server.history.append({"round": 1, "facilities": {"karolina": entry}})
     path = ROUND / "leonardo" / "update"
     present = Update("leonardo", path, manifest.read(path, "update"), Delta(path))
     gone = Excluded("karolina", "absent", REASON, {})

@@ -56,6 +56,11 @@ def aggregate(
             stop, or model or state are damaged. Nothing was written.
     """
     server = ServerState.load(state)
+    if not updates and server.waits and server.late():
+        raise BelowQuorumError(
+            f"budget_seconds ran out while round {server.round + 1} waited for its quorum, with "
+            f"{', '.join(server.held) or 'nobody'}. The global model stays as it was"
+        )
     if not updates and not server.held:
         if server.more():
             raise CrossFLError("no update was given: name one directory for each facility")
@@ -74,7 +79,7 @@ def aggregate(
     while True:
         averaging = Averaging(state, weights, admitted, server.aggregation, threads, piece)
         try:
-            gate.check_quorum(admitted, excluded, server, averaging.least)
+            gate.check_quorum(admitted, excluded, server, averaging.least, asked)
         except BelowQuorumError as shortfall:
             return _below_quorum(model, state, server, admitted, excluded, shortfall, out)
         try:
@@ -269,6 +274,8 @@ def main(args: argparse.Namespace) -> None:
     if state.run and (place := journal.here()):
         run = journal.Run.load(place / state.run)
         run.publish(here / MODEL, here / STATE, state.retention)
+        if not another:
+            outputs.own(here / MODEL)  # the journal's files, until now
     with Progress(round=state.round + (state.waits > 0), rounds=state.rounds) as progress:
         if state.waits:
             wait = state.aggregation.wait_seconds

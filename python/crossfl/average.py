@@ -192,15 +192,15 @@ class Averaging:
         reasons |= gate.check_numbers(sound, self._aggregation)
         if reasons:
             raise Refused(reasons)
+        entries = manifest.read(self._state, "state")["files"]
+        for path in self._remembered().keys() & self._sums.keys():
+            if self._sums[path] != entries[path.name]["sha256"]:
+                raise CrossFLError(f"{path} does not match its sha256: restore the server state")
         if infinite:
             raise CrossFLError(
                 f"the next {infinite[0]!r} would not be finite: lower server_learning_rate, or "
                 "largest_norm. The global model stays as it was"
             )
-        entries = manifest.read(self._state, "state")["files"]
-        for path in self._remembered().keys() & self._sums.keys():
-            if self._sums[path] != entries[path.name]["sha256"]:
-                raise CrossFLError(f"{path} does not match its sha256: restore the server state")
         self.norms = {facility: math.sqrt(total) for facility, total in by_facility.items()}
 
     def _survey(self, piece: Piece) -> Done:

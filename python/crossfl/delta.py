@@ -130,6 +130,9 @@ def write(
                 raise CrossFLError(f"the delta of {name!r} has values that are not finite")
             cells = torch.split(flat, CELL) if len(flat) else ()
             encoded = [coding.encode(cell) for cell in cells]
+            floats = (p for parts in encoded for p in parts if p.is_floating_point())
+            if not all(part.isfinite().all() for part in floats):
+                raise CrossFLError(f"the delta of {name!r} has values too large for its encoding")
             for pieces in zip(*encoded, strict=True):
                 for piece in pieces:
                     file.write(piece)

@@ -1,5 +1,6 @@
 """The gate: what an update must be before a byte of it counts, and the reason where it is not."""
 
+import itertools
 import json
 import math
 import statistics
@@ -124,7 +125,8 @@ def admit(
             name = found.get("facility")
             known = isinstance(name, str) and _is_name(name)
             excluded.append(Excluded(str(name) if known else "", "refused", reason, {}))
-    return _once_each(admitted, excluded)
+    expected = set() if asked is None else {*asked, *(path.name for path in held)}
+    return _once_each(admitted, excluded, expected)
 
 
 def check_numbers(squares: Mapping[str, float], aggregation: Aggregation) -> dict[str, str]:
@@ -161,16 +163,29 @@ class BelowQuorumError(CrossFLError):
 
 
 def check_quorum(
-    updates: Sequence[Update], excluded: Sequence[Excluded], server: ServerState, least: int
+    updates: Sequence[Update],
+    excluded: Sequence[Excluded],
+    server: ServerState,
+    least: int,
+    asked: Collection[str] | None = None,
 ) -> None:
     """Check that enough updates are left, for the quorum and for the combination.
+
+    Args:
+        updates: those that are left.
+        excluded: those that are not.
+        server: server state of the round.
+        least: fewest updates that the combination can work on.
+        asked: facilities that were asked for an update; unset, all that are named.
 
     Raises:
         BelowQuorumError: they are not; the message names each facility that is missing, and why.
     """
-    rules, asked = server.aggregation, len(updates) + len(excluded)
-    needed = rules.quorum or (asked if rules.quorum_share is None else 1)
-    share = share_present(updates, excluded, server)
+    rules = server.aggregation
+    others = [e for e in excluded if asked is None or e.facility in {*asked, *server.held}]
+    everyone = len(updates) + len(others)
+    needed = rules.quorum or (everyone if rules.quorum_share is None else 1)
+    share = share_present(updates, others, server)
     if len(updates) < needed:
         why = f"the quorum is {needed}"
     elif len(updates) < max(least, 1):
@@ -181,7 +196,7 @@ def check_quorum(
         return
     missing = "; ".join(f"{e.facility} is {e.status}: {e.reason}" for e in excluded)
     raise BelowQuorumError(
-        f"{len(updates)} of {asked} updates can be averaged, and {why}"
+        f"{len(updates)} of {everyone} updates can be averaged, and {why}"
         + (f": {missing}" if missing else "")
         + ". The global model stays as it was"
     )
@@ -206,9 +221,8 @@ def share_present(
 
 def _last_weight(server: ServerState, facility: str) -> int | None:
     rules = server.aggregation
-    for entry in reversed(server.updates(facility)):
-        if entry["share"] > 0:
-            return 1 if rules.weighting == "equal" else int(entry[rules.weighting])
+    for entry in reversed(server.counted(facility).values()):
+        return 1 if rules.weighting == "equal" else int(entry[rules.weighting])
     return None
 
 
@@ -295,18 +309,21 @@ def _check_weight(found: Mapping[str, Any], aggregation: Aggregation) -> None:
 
 
 def _once_each(
-    admitted: list[Update], excluded: list[Excluded]
+    admitted: list[Update], excluded: list[Excluded], expected: Collection[str]
 ) -> tuple[list[Update], list[Excluded]]:
     """By name, with a name for those that gave none, and without facilities that came twice.
 
+    Those that were expected and are not among them are absent.
     What brings nothing to average has no claim to the name of an update that was admitted.
     """
     taken = {update.facility for update in admitted}
     named = [e for e in excluded if e.facility and e.facility not in taken]
     unnamed = sorted((e for e in excluded if e not in named), key=lambda e: e.reason)
-    named += [
-        Excluded(f"unknown-{i}", e.status, e.reason, e.manifest) for i, e in enumerate(unnamed, 1)
-    ]
+    taken |= {e.facility for e in named}
+    absent = sorted(set(expected) - taken)
+    named += [Excluded(name, "absent", "no update came in its name", {}) for name in absent]
+    free = (n for i in itertools.count(1) if (n := f"unknown-{i}") not in {*taken, *absent})
+    named += [Excluded(next(free), e.status, e.reason, e.manifest) for e in unnamed]
     times = Counter([u.facility for u in admitted] + [e.facility for e in named])
     once = [u for u in admitted if times[u.facility] == 1]
     others = [e for e in named if times[e.facility] == 1]

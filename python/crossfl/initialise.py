@@ -250,26 +250,20 @@ def _vocabulary(config: Path) -> int | None:
 
 
 def resume(
-    run: journal.Run, rounds: int, aggregation: Aggregation, retention: Retention, out: Path
-) -> int | None:
+    last: Path, rounds: int, aggregation: Aggregation, retention: Retention, out: Path
+) -> None:
     """Write `out/global_model` and `out/state` as the last published round left them.
 
     Args:
-        run: the run to go on with.
+        last: that round in the journal.
         rounds: rounds to run; another number than before in a run that was forked alone.
         aggregation: the same, of the aggregation.
         retention: which rounds the journal keeps from now on.
         out: folder to write into.
 
-    Returns:
-        The number of that round, or none if none was published.
-
     Raises:
-        CrossFLError: what the run has cannot be gone on with.
+        CrossFLError: the round cannot be gone on with.
     """
-    last = run.last()
-    if last is None:
-        return None
     state = ServerState.load(last / "state")
     if state.aggregation.strategy != aggregation.strategy:
         raise CrossFLError(
@@ -285,7 +279,6 @@ def resume(
             for name in (STATE_FILE, HISTORY, manifest.FILE):
                 (memory / name).unlink()  # never written in place: they are the journal's too
             wanted.save(memory)
-    return state.round
 
 
 def _inventory(path: Path | None) -> Any:
@@ -327,14 +320,21 @@ def main(args: argparse.Namespace) -> None:
     lora = from_flags_if_any(args, Lora)
     aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
     facilities = [from_words(words, Facility) for words in args.facility]
+    configuration = _configuration(args, facilities, aggregation, lora)
+    run = journal.find(place, configuration) if place else None
+    last = run.last() if run else None
+    finished = ServerState.load(last / "state").round if last else 0
     if facilities:
         least = combinations.of(aggregation).least(aggregation.dishonest)
-        check_rounds(facilities, args.rounds, max(least, aggregation.quorum or 1))
-    run = None if place is None else _open(place, args, facilities, aggregation, lora)
-    number = None if run is None else resume(run, args.rounds, aggregation, retention, here)
+        left = range(finished + 1, args.rounds + 1)
+        check_rounds(facilities, left, max(least, aggregation.quorum or 1))
+    if place and run is None:
+        run = journal.begin(place, configuration)
     if run is not None:
-        _say(f"{run.path} begins" if number is None else f"{run.path} goes on after round {number}")
-    if number is None:
+        _say(f"{run.path} goes on after round {finished}" if last else f"{run.path} begins")
+    if last is not None:
+        resume(last, args.rounds, aggregation, retention, here)
+    else:
         initialise(
             args.model,
             args.config,
@@ -352,16 +352,15 @@ def main(args: argparse.Namespace) -> None:
     outputs.write(here, global_model=here / "global_model", state=here / "state", more=True)
 
 
-def _open(
-    place: Path,
+def _configuration(
     args: argparse.Namespace,
     facilities: Sequence[Facility],
     aggregation: Aggregation,
     lora: Lora | None,
-) -> journal.Run:
-    """The run to go on with, or a new one."""
+) -> dict[str, Any]:
+    """What a run is known by in the journal."""
     named = args.tokenizer in (None, BYTES)
-    configuration = {
+    return {
         "model": _inventory(args.model),
         "config": _inventory(args.config),
         "tokenizer": args.tokenizer if named else _inventory(Path(args.tokenizer)),
@@ -372,7 +371,6 @@ def _open(
         "aggregation": aggregation.asdict(),
         "lora": lora.asdict() if lora else None,
     }
-    return journal.find(place, configuration) or journal.begin(place, configuration)
 
 
 def _say(message: str) -> None:

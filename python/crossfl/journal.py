@@ -132,8 +132,8 @@ class Run:
 
     def _thin(self, retention: Retention) -> None:
         rounds = self.rounds()
-        keep = set(rounds[-retention.keep_last :])
         finished = [path for path in rounds if "-" not in path.name]
+        keep = {*finished[-retention.keep_last :], rounds[-1]}
         every = retention.keep_every
         keep |= {path for path in finished if every and int(path.name) % every == 0}
         history = ServerState.load(rounds[-1] / STATE).history

@@ -54,6 +54,15 @@ def link_tree(source: Path, target: Path) -> None:
             link(path, target / path.relative_to(source))
 
 
+def own(directory: Path) -> None:
+    """Make the files of a directory its own, where they are another's too under a second name."""
+    for path in directory.rglob("*"):
+        if path.is_file() and path.stat().st_nlink > 1:
+            copy = path.with_name(f".{path.name}.partial-{os.getpid()}")
+            shutil.copyfile(path, copy)
+            copy.rename(path)
+
+
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, a hard link where the file system has them, or else a copy."""
     try:

@@ -14,6 +14,8 @@ from crossfl.records import Facility, Task, Training, add_flags, from_flags, fro
 from crossfl.state import ServerState
 
 Purpose = Literal["train", "evaluate"]
+LARGEST_INT = 2**31 - 1
+"""Of CWL: only a facility that claims what it never did comes to more samples."""
 
 
 def plan(
@@ -33,7 +35,8 @@ def plan(
         raise CrossFLError(f"facility {twice[0]!r} is named twice: give each facility once")
     if local_steps < 1:
         raise CrossFLError(f"local_steps is {local_steps}: it must be at least 1")
-    check_rounds(facilities, state.rounds, state.aggregation.quorum or 1)
+    left = range(state.round + 1, state.rounds + 1)
+    check_rounds(facilities, left, state.aggregation.quorum or 1)
     training = purpose == "train"
     if training and not state.more():
         return state.round, []  # a run that was interrupted after its last round
@@ -45,6 +48,8 @@ def plan(
         if training and facility.name in state.held:
             continue  # its update of this round waits for those of the others
         steps = facility.local_steps or local_steps
+        counted = state.counted(facility.name)
+        seen = sum(entry["samples"] for entry in counted.values())
         tasks.append(
             Task(
                 facility=facility.name,
@@ -54,9 +59,11 @@ def plan(
                 seed=derive_seed(state.seed, facility.name, str(number)),
                 schedule_step=steps * state.round,
                 schedule_steps=steps * state.rounds,
-                samples_seen=sum(u["samples"] for u in state.updates(facility.name)),
+                samples_seen=min(seen, LARGEST_INT),
                 data_seed=derive_seed(state.seed, facility.name),
                 base=state.model,
+                counted=max(counted, default=0),
+                federation=f"{derive_seed(state.seed, repr(state.started)):08x}",
                 attempts=facility.attempts,
                 queue_timeout=facility.queue_timeout,
             )
@@ -64,19 +71,19 @@ def plan(
     return number, tasks
 
 
-def check_rounds(facilities: Sequence[Facility], rounds: int, least: int) -> None:
-    """Check that in every round at least so many facilities take part.
+def check_rounds(facilities: Sequence[Facility], rounds: range, least: int) -> None:
+    """Check that in each of these rounds at least so many facilities take part.
 
     Raises:
         CrossFLError: they do not; the message names the first such round.
     """
-    for number in range(1, rounds + 1):
+    for number in rounds:
         there = sum(_takes_part(facility, number, "train") for facility in facilities)
         if there < least:
             raise CrossFLError(
                 f"{there or 'no'} {'facilities take' if there > 1 else 'facility takes'} part in "
-                f"round {number} of {rounds}, which needs {least}: see joins, leaves and skips, "
-                "and quorum, combination and dishonest of the aggregation"
+                f"round {number} of {rounds[-1]}, which needs {least}: see joins, leaves and skips "
+                "of the facilities, and quorum, combination and dishonest of the aggregation"
             )
 
 

@@ -123,6 +123,14 @@ class Task(Record):
     samples_seen: int = option("Samples this facility has trained on before.", least=0)
     data_seed: int = option("Seed of the order of the facility's samples.", least=0)
     base: str = option("Digest of the global model that the task starts from.")
+    counted: int = option(
+        "Last round in which an update of this facility counted; 0, none did. Default 0.",
+        0,
+        least=0,
+    )
+    federation: str | None = option(
+        "Mark of the federation on what the facility keeps for it; unset, of any.", None
+    )
     attempts: int = option(
         "Times that the job is tried before the facility counts as absent. Default 2.", 2, least=1
     )
@@ -135,6 +143,8 @@ class Task(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("task.facility", self.facility)
+        if self.federation is not None:
+            check_name("task.federation", self.federation)
 
 
 @dataclass(frozen=True, kw_only=True)

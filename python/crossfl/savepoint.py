@@ -77,5 +77,7 @@ class Savepoint:
         return None
 
     def remove(self) -> None:
-        """Forget it: the update is delivered."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Forget it, and those of rounds before that ended otherwise: the update is delivered."""
+        for path in self._folder.parent.glob("*"):
+            if path.name.isdecimal() and int(path.name) <= int(self._folder.name):
+                shutil.rmtree(path, ignore_errors=True)

@@ -54,8 +54,8 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
     more = True
     while more:
         before, state = here, ServerState.load(here / "state")
-        number, tasks = plan(state, job.facilities, job.local_steps, "train")
-        here = _folder(scratch / str(number))
+        _, tasks = plan(state, job.facilities, job.local_steps, "train")
+        here = _folder(scratch / str(int(before.name) + 1))
         updates = []
         for task in tasks:
             folder = _folder(here / "facilities" / task.facility)

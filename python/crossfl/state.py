@@ -95,3 +95,8 @@ class ServerState:
     def updates(self, facility: str) -> list[dict[str, Any]]:
         """The history of one facility: its entry in each finished round it was asked for."""
         return [h["facilities"][facility] for h in self.history if facility in h["facilities"]]
+
+    def counted(self, facility: str) -> dict[int, dict[str, Any]]:
+        """Of these the ones that were averaged, by round."""
+        entries = {h["round"]: h["facilities"].get(facility) for h in self.history}
+        return {n: e for n, e in entries.items() if e and e["status"] in ("complete", "partial")}

@@ -47,6 +47,8 @@ def train(
             from crossfl.trainer import Trainer
 
             trainer = Trainer(model, folder, task, training)
+            if trainer.lost:
+                progress("load", message=trainer.lost)
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):

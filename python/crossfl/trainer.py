@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import accounting, adapter, allocator, data, delta, encoding
+from crossfl import accounting, adapter, allocator, data, delta, encoding, site
 from crossfl.batch import Batch, batch_of, rows_of
 from crossfl.budget import Budget, Notice
 from crossfl.checkpoint import Tensors
@@ -68,7 +69,8 @@ class Trainer:
             )
         self._task, self._training = task, training
         self._coding = encoding.of(training.encoding, training.kept)
-        self._residual = Residual(task) if self._coding.lossy else None
+        remembers = self._coding.lossy or site.STATE in os.environ
+        self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
         self._memory = Memory(task, "optimizer") if keeps else None
         self._samples = data.read(dataset, "train")
@@ -90,6 +92,12 @@ class Trainer:
     def leads(self) -> bool:
         """Whether this is the rank that writes and reports."""
         return self._parallel.leads
+
+    @property
+    def lost(self) -> str | None:
+        """What to say where something should have been kept here since the last round."""
+        residual = self._residual.lost if self._residual and self._coding.lossy else None
+        return residual or (self._memory.lost if self._memory else None)
 
     def validate(self) -> dict[str, Any]:
         """Metrics of the model as it is, on the validation split."""
@@ -188,7 +196,8 @@ class Trainer:
         weights = Tensors.of_model(model)
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
-            lost = stack.enter_context(self._residual.after()) if self._residual else None
+            keeps = self._residual if self._coding.lossy else None
+            lost = stack.enter_context(keeps.after()) if keeps else None
             if not adapter.save(network, state, Path(scratch)):
                 network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
             local = Tensors.of_model(Path(scratch))

@@ -72,7 +72,7 @@ def test_what_is_lost_is_bounded(
         assert ((got - values).abs() <= largest * (0.51 / steps + 2**-8)).all()
 
 
-def _task(round_: int, seen: int) -> Task:
+def _task(round_: int, counted: int) -> Task:
     return Task(
         facility="a",
         dataset="d",
@@ -81,9 +81,10 @@ def _task(round_: int, seen: int) -> Task:
         seed=1,
         schedule_step=0,
         schedule_steps=9,
-        samples_seen=seen,
+        samples_seen=0,
         data_seed=5,
         base="x",
+        counted=counted,
     )
 
 
@@ -114,9 +115,12 @@ def test_error_feedback_gives_back_what_was_lost(
         )
         assert first == second
         sent += Delta(folder).span("w", 0, 5000)
-    left = TensorFile(tmp_path / f"state/a/residual-5/29/{base.path.name}").tensor("w")
+    left = TensorFile(tmp_path / f"state/a/residual-5/any-29/{base.path.name}").tensor("w")
     torch.testing.assert_close(sent + left, truth, rtol=1e-4, atol=1e-4)
-    assert sorted(p.name for p in (tmp_path / "state/a/residual-5").iterdir()) == ["28", "29"]
+    assert sorted(p.name for p in (tmp_path / "state/a/residual-5").iterdir()) == [
+        "any-28",
+        "any-29",
+    ]
 
 
 def test_a_new_federation_starts_without_residuals(
@@ -127,7 +131,7 @@ def test_a_new_federation_starts_without_residuals(
     base = TensorFile(tmp_path / "model.safetensors")
     with Residual(_task(1, 0)).after() as lost:
         save_file({"w": torch.ones(3)}, lost / "model.safetensors")
-    assert Residual(_task(2, 10)).before(base) is not None
+    assert Residual(_task(2, 1)).before(base) is not None
     assert Residual(_task(3, 0)).before(base) is None
 
 
@@ -142,6 +146,20 @@ def test_a_facility_without_a_folder_for_its_state_says_so(
 def test_numbers_that_are_not_finite_do_not_leave(tmp_path: Path) -> None:
     with pytest.raises(CrossFLError, match="not finite"):
         _through("int8", torch.tensor([1.0, float("nan")]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fp16", 1e5), ("bf16", 3.4e38), ("topk", -3.4e38), ("int8", 3.4e38)]
+)
+def test_numbers_too_large_for_an_encoding_do_not_leave(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    values = torch.full((3,), value)
+    if name == "int8":
+        assert torch.allclose(_through(name, values, tmp_path), values, rtol=0.01)
+        return
+    with pytest.raises(CrossFLError, match="'w' has values too large for its encoding"):
+        _through(name, values, tmp_path)
 
 
 def test_the_proximal_term_is_its_gradient() -> None:

@@ -413,6 +413,25 @@ def test_nobody_speaks_who_was_not_asked(tmp_path: Path) -> None:
     }
 
 
+def test_a_facility_may_have_the_name_of_one_that_has_none(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, MODEL, quorum=1)
+    nameless = federation.update("", GOOD, name="nameless")
+    out = federation.run([nameless, federation.update("unknown-1", GOOD)])
+    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
+    assert said == {"unknown-1": "complete", "unknown-2": "refused"}
+
+
+def test_an_infinite_master_weight_is_a_damaged_one(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, MODEL)
+    update = federation.update("good", GOOD)
+    master = federation.state / "master.model.safetensors"
+    data = bytearray(master.read_bytes())
+    data[-4:] = struct.pack("<f", float("inf"))
+    master.write_bytes(data)
+    with pytest.raises(CrossFLError, match="does not match its sha256: restore the server state"):
+        federation.run([update])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_an_infinite_model_is_never_written(tmp_path: Path, dtype: torch.dtype) -> None:
     model = {name: values.to(dtype) for name, values in MODEL.items()}
