@@ -1,5 +1,6 @@
 """The command: quick to start, clear about bad input, and nothing half-written."""
 
+import errno
 import json
 import sys
 import time
@@ -195,6 +196,17 @@ def test_bad_input(
     assert len(lines) == 1
     assert message in lines[0]
     assert list(out.iterdir()) == []
+
+
+def test_a_full_disk_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/state.json")
+
+    monkeypatch.setattr("crossfl.plan.main", full)
+    assert cli.main([*PLAN, *SITE, "--outdir", str(tmp_path)]) == cli.BAD_INPUT
+    assert "no room left for out/state.json: free some" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_with_2() -> None:

@@ -108,6 +108,17 @@ def test_wait_does_not_go_beyond_the_time_that_there_is(tmp_path: Path, missing:
         aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "out")
 
 
+def test_what_arrived_damaged_is_asked_for_again(tmp_path: Path, missing: Path) -> None:
+    rules = {"quorum": 2, "below_quorum": "wait", "wait_seconds": 0.0}
+    damaged = shutil.copytree(ROUND / "leonardo" / "update", tmp_path / "damaged")
+    data = bytearray((damaged / "delta.safetensors").read_bytes())
+    data[-1] ^= 1
+    (damaged / "delta.safetensors").write_bytes(data)
+    model, state = ROUND / "global_model", _state(tmp_path / "state", **rules)
+    assert aggregate(model, state, [damaged, missing], tmp_path / "out")
+    assert ServerState.load(tmp_path / "out" / "state").held == []
+
+
 def test_the_time_that_runs_out_in_a_wait_ends_the_run(tmp_path: Path, missing: Path) -> None:
     """What is held is not averaged below the quorum because nobody else was asked any more."""
     rules = {"below_quorum": "wait", "budget_seconds": 1e12}

@@ -164,7 +164,7 @@ def _below_quorum(
     """Do what the aggregation record says where too few updates are left; the model stays.
 
     A round that is skipped counts, and what it brought is thrown away. One that waits is asked for
-    again, of those that are missing; the state holds what the others delivered.
+    again, of those that are missing; the state holds what the others delivered, if it is whole.
 
     Raises:
         BelowQuorumError: the run is to stop, or it has waited for as long as it may.
@@ -181,9 +181,10 @@ def _below_quorum(
             server = replace(server, round=server.round + 1, history=[*server.history, entry])
             server = replace(server, held=[], waits=0)
         else:
-            for update in admitted:
+            whole = [update for update in admitted if gate.is_whole(update)]
+            for update in whole:
                 outputs.link_tree(update.path, memory / UPDATES / update.facility)
-            held = sorted(update.facility for update in admitted)
+            held = sorted(update.facility for update in whole)
             server = replace(server, held=held, waits=server.waits + 1)
         known = manifest.read(state, "state")["files"]
         server.save(memory, {n: e["sha256"] for n, e in known.items() if n.endswith("tensors")})

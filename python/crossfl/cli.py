@@ -1,6 +1,7 @@
 """The `crossfl` command: one verb per module, imported only when it is called."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int | None = module.main(parsed)
     except CrossFLError as error:
         print(f"crossfl {args.verb}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"crossfl {args.verb}: the disk has no room left{where}: free some, then run the same "
+            "command again",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"crossfl {args.verb}: interrupted", file=sys.stderr)

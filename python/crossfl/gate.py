@@ -129,6 +129,15 @@ def admit(
     return _once_each(admitted, excluded, expected)
 
 
+def is_whole(update: Update) -> bool:
+    """Whether every file of an update is, byte for byte, the one of its manifest."""
+    try:
+        manifest.verify(update.path, "update")
+    except CrossFLError:
+        return False
+    return True
+
+
 def check_numbers(squares: Mapping[str, float], aggregation: Aggregation) -> dict[str, str]:
     """Reasons to refuse updates, given the sum of squares of each, which is NaN if undecodable."""
     reasons = {}
