@@ -283,10 +283,8 @@ class Averaging:
         return [piece for file in self._weights.files for piece in pieces(file, self._piece)]
 
     def _delivered(self) -> dict[Path, memoryview]:
-        """The files of all updates; those of tensors as they are mapped for the walk."""
-        tensors = {f.path: f.content for u in self.updates for f in u.delta.tensors.files}
-        paths = [path for update in self.updates for path in update.files()]
-        return {path: tensors[path] if path in tensors else mapped(path) for path in paths}
+        """The files of all updates."""
+        return {f.path: f.content for u in self.updates for f in u.delta.tensors.files}
 
     def _families(self, file: TensorFile) -> list[str]:
         """The families of the state that are written for a file of the model."""

@@ -58,10 +58,6 @@ class Update:
         loss: float | None = validation.get("loss")
         return loss
 
-    def files(self) -> list[Path]:
-        """Every file that its manifest names."""
-        return [self.path / name for name in self.manifest["files"]]
-
 
 @dataclass(frozen=True)
 class Excluded:
