@@ -69,7 +69,7 @@ class Trainer:
             )
         self._task, self._training = task, training
         self._coding = encoding.of(training.encoding, training.kept)
-        remembers = self._coding.lossy or site.STATE in os.environ
+        remembers = self._coding.lossy or os.environ.get(site.STATE)
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
         self._memory = Memory(task, "optimizer") if keeps else None
