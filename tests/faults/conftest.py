@@ -79,9 +79,13 @@ class Login:
 
     def stop(self) -> None:
         if pid := _testbed.running(self._testbed, self._name):
-            for session in psutil.Process(pid).children(recursive=True):
-                if session.name().startswith("sshd"):
-                    session.kill()
+            listener = psutil.Process(pid)
+            listener.suspend()  # or it takes on another session while these end
+            for session in listener.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if session.name().startswith("sshd"):
+                        session.kill()
+            listener.kill()
             _testbed.halt(self._testbed, self._name)
 
     def start(self) -> None:

@@ -167,8 +167,8 @@ def test_another_bad_week(
 HOG = 'python3 -c "import time; b = bytearray(1500 << 20); time.sleep(60)"'
 """More memory than the site grants a job."""
 LONG = "scontrol update JobId=$SLURM_JOB_ID TimeLimit=1; sleep 300"
-ONCE = "scontrol update JobId=$SLURM_JOB_ID Requeue=0; sleep 60"
-"""A job that Slurm is not to put back into the queue."""
+ONCE = "scontrol update JobId=$SLURM_JOB_ID Requeue=0; touch {mark}; sleep 60"
+"""A job that Slurm is not to put back into the queue, once the mark is there."""
 
 
 def test_a_week_of_bad_jobs(
@@ -183,7 +183,8 @@ def test_a_week_of_bad_jobs(
         {"name": "leonardo", "dataset": "words"},
     ]
     week = federation(rounds=6, facilities=facilities)
-    fault = Path(alpha.facts["home"]) / "fault"
+    fault, mark = (Path(alpha.facts["home"], name) for name in ("fault", "mark"))
+    mark.unlink(missing_ok=True)
     script = week.folder / "federation.d" / "alpha.sh"
     text = script.read_text()
     script.write_text(text.replace("trap :", f"[ ! -e {fault} ] || . {fault}\ntrap :"))
@@ -200,8 +201,8 @@ def test_a_week_of_bad_jobs(
         login.nodes("DRAIN")
         week.wait_for_round(3, run)
         login.nodes("RESUME")
-        fault.write_text(ONCE)
-        week.wait_for(lambda: running(alpha), run)
+        fault.write_text(ONCE.format(mark=mark))
+        week.wait_for(mark.exists, run)
         login.nodes("DOWN")
         week.wait_for_round(4, run)
         login.nodes("RESUME")
