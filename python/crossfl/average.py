@@ -41,6 +41,8 @@ from crossfl.stream import (
 from crossfl.tensorfile import TensorFile, Writer
 
 MODEL = "model"
+NARROW = CELL // 8
+"""Elements of each update that are multiplied at a time: their fp64 copies stay in the cache."""
 
 
 @dataclass
@@ -210,8 +212,10 @@ class Averaging:
             return done
         for start, count in piece.spans(CELL):
             deltas, broken = self._deltas(piece.name, start, count)
-            rows = torch.stack([delta.double() for delta in deltas])
-            products = rows @ rows.T
+            products = torch.zeros_like(self._products)
+            for first in range(0, count, NARROW):
+                rows = torch.stack([d[first : first + NARROW].double() for d in deltas])
+                products += rows @ rows.T
             done.products.append(products)
             done.measure([products.diagonal().tolist()], broken)
         return done
