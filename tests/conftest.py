@@ -21,6 +21,11 @@ DATA = CWL / "data"
 ROUND = CWL / "round"
 """A federation after initialisation: global_model, state and the updates of round 1."""
 
+# What the tests say to the bit, they say of the CPU.
+GPUS, NO_GPU = ({"CUDA_VISIBLE_DEVICES": v} for v in (os.getenv("CUDA_VISIBLE_DEVICES", "0"), ""))
+"""The variables of a command that may use a GPU, and of one that may not: so are the tests."""
+os.environ.update(NO_GPU)
+
 PRESERVE = tuple(f"--preserve-environment={name}" for name in ("CROSSFL_FACILITY", "CROSSFL_DATA"))
 """What lets cwltool's steps see which facility this machine is."""
 

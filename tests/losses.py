@@ -1,4 +1,4 @@
-"""Print, from the first rank, the loss of every step of a task: for tests that start ranks."""
+"""Print, from the first rank, the loss of every step of a task: for tests that start processes."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from crossfl.trainer import Trainer
 
 if __name__ == "__main__":
     task, training = Task.parse(json.loads(sys.argv[1])), Training.parse(json.loads(sys.argv[2]))
-    launch.join()
+    if "RANK" in os.environ:
+        launch.join()
     trainer = Trainer(ROUND / "global_model", Path(os.environ[DATA], "words"), task, training)
     validation = trainer.validate()
     with Progress() as progress:

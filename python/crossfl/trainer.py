@@ -86,6 +86,7 @@ class Trainer:
         self._parameters = learning(self._parallel.whole(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
         self._anchors: list[Tensor] = []
+        self._coming: list[Batch] = []
         self._energy = accounting.Energy(self._parallel.device)
 
     @property
@@ -118,8 +119,9 @@ class Trainer:
         done = self._begin()
         budget = Budget(training, notice, done.seconds, after, self.leads)
         self._model.train()
+        self._coming = self._batches(done.steps)
         while done.steps < task.local_steps:
-            batches = self._batches(done.steps)
+            batches = self._coming
             spent = budget.spent()
             said = self._parallel.gather(
                 sum(b.tokens for b in batches),
@@ -265,7 +267,7 @@ class Trainer:
             self._savepoint.write({"model": model, "optimizer": optimizer}, done)
 
     def _batches(self, step: int) -> list[Batch]:
-        """This rank's share of the samples of a step, in micro-batches."""
+        """This rank's share of the samples of a step, in micro-batches; none after the last."""
         training, size = self._training, self._training.batch_size
         mine = self._order[step * size : (step + 1) * size][
             self._parallel.rank :: self._parallel.number
@@ -275,7 +277,7 @@ class Trainer:
         ]
         packs = training.batching == "packed"
         rows = rows_of(encoded, training.sequence_length if packs else None)
-        most = training.micro_batch or len(rows)
+        most = training.micro_batch or size
         return [
             batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)
         ]
@@ -295,6 +297,7 @@ class Trainer:
             total += loss.detach()
             if i == 0 and probes and batch.tokens:
                 first = norm(self._gradients()) * tokens / (parallel.number * batch.tokens)
+        self._coming = self._batches(done.steps + 1)  # while a GPU still computes
         summed = float(parallel.gather(float(total))[:, 0].sum())
         if not math.isfinite(summed):
             raise CrossFLError(
