@@ -15,6 +15,7 @@ clipping; FSDP where there are several ranks.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -105,10 +106,10 @@ def ours(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     task, training = records(args, model)
     trainer, clock = Trainer(model, rows, task, training), Clock(args)
     trained = trainer.train(clock.tick, Notice())  # type: ignore[arg-type]
-    # Its own seconds are also those in which it waits for its turn.
-    used = trainer.account(trained)["flops_utilisation"]
-    share = used and used * trained.seconds / trained.read
-    return result(args, trained.losses, clock, share)
+    said = result(args, trained.losses, clock)
+    # Its own seconds are also those of the first steps, and those in which it waits for its turn.
+    timed = dataclasses.replace(trained, seconds=trained.read / said["tokens_per_second"])
+    return said | {"utilisation": trainer.account(timed)["flops_utilisation"]}
 
 
 def hugging_face(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
@@ -218,13 +219,8 @@ class Clock:
             self._begin()
 
 
-def result(
-    args: argparse.Namespace, losses: list[float], clock: Clock, share: float | None = None
-) -> dict[str, Any]:
-    """Losses, and tokens per second of the steps after those that warm up.
-
-    `share` is the utilisation that one token per second is.
-    """
+def result(args: argparse.Namespace, losses: list[float], clock: Clock) -> dict[str, Any]:
+    """Losses, and tokens per second of the steps after those that warm up."""
     seconds = sum(clock.seconds[args.warmup :])
     tokens = (args.steps - args.warmup) * args.batch * args.ranks * args.length
     device = torch.device(args.device)
@@ -232,7 +228,6 @@ def result(
         "losses": losses,
         "tokens_per_second": tokens / seconds,
         "peak_memory": accounting.peak_memory(device),
-        "share": share,
     }
 
 
@@ -339,17 +334,17 @@ def main() -> None:
     print("| peak memory, MiB | utilisation |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     reference = [r["tokens_per_second"] for r in found[args.arms[0]]]
-    share = next(iter(found.values()))[0]["share"]  # of one model, so the same for all
     for arm, each in found.items():
         rates = [r["tokens_per_second"] for r in each]
         memory = statistics.median(r["peak_memory"] for r in each) / 2**20
-        used = share and f"{share * statistics.median(rates):.1%}"
+        used = [r["utilisation"] for r in each if r.get("utilisation") is not None]
+        share = f"{statistics.median(used):.1%}" if used else ""
         print(
             f"| {arm} | {statistics.median(rates):.0f} | {min(rates):.0f} | {max(rates):.0f} ",
             end="",
         )
         ratio = statistics.median(a / b for a, b in zip(reference, rates, strict=True))
-        print(f"| {ratio:.3f} | {memory:.0f} | {used or ''} |")
+        print(f"| {ratio:.3f} | {memory:.0f} | {share} |")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """What the tests share: a tiny model, two facilities with data, and a round in progress."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crossfl.job import Job
 from crossfl.plan import plan
-from crossfl.records import Task
+from crossfl.records import Record, Task, Training, flag
 from crossfl.simulate import playing_every_facility
 from crossfl.state import ServerState
 
@@ -22,8 +24,8 @@ ROUND = CWL / "round"
 """A federation after initialisation: global_model, state and the updates of round 1."""
 
 # What the tests say to the bit, they say of the CPU.
-GPUS, NO_GPU = ({"CUDA_VISIBLE_DEVICES": v} for v in (os.getenv("CUDA_VISIBLE_DEVICES", "0"), ""))
-"""The variables of a command that may use a GPU, and of one that may not: so are the tests."""
+GPUS = {"CUDA_VISIBLE_DEVICES": os.getenv("CUDA_VISIBLE_DEVICES", "0")}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 os.environ.update(NO_GPU)
 
 PRESERVE = tuple(f"--preserve-environment={name}" for name in ("CROSSFL_FACILITY", "CROSSFL_DATA"))
@@ -93,3 +95,35 @@ def run(environment: Mapping[str, str]) -> Run:
         )
 
     return command
+
+
+def flags(*records: Record) -> list[str]:
+    """Records as a step is told them on its command line."""
+    return [w for r in records for k, v in r.asdict().items() for w in (flag(k), str(v))]
+
+
+def train_there(run: Run, task: Task, training: Training, out: Path, **variables: str) -> None:
+    """Run `crossfl train` at leonardo, which leaves its update in `out`."""
+    out.mkdir(parents=True)
+    result = run(
+        sys.executable, "-m", "crossfl", "train", "--global-model", ROUND / "global_model",
+        "--outdir", out, *flags(task, training), cwd=out, CROSSFL_FACILITY="leonardo",
+        CROSSFL_DATA=str(DATA / "leonardo"), **variables,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+def losses(
+    run: Run, task: Task, training: Training, launcher: Sequence[str | Path] = (), **variables: str
+) -> dict[str, Any]:
+    """What `losses.py` prints of a task at leonardo, in its own process or under a launcher."""
+    script = Path(__file__).with_name("losses.py")
+    result = run(
+        *(launcher or [sys.executable]), script,
+        *(json.dumps(record.asdict()) for record in (task, training)), cwd=ROUND,
+        CROSSFL_FACILITY="leonardo", CROSSFL_DATA=str(DATA / "leonardo"),
+        CROSSFL_PROGRESS=os.devnull, **variables,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said: dict[str, Any] = json.loads(result.stdout)
+    return said

@@ -1,8 +1,6 @@
 """However a batch is spread over ranks, micro-batches and rows, it is the same batch."""
 
 import dataclasses
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer, set_seed
 
-from conftest import DATA, ROUND, Run
-from crossfl import site
+from conftest import DATA, ROUND, Run, losses, train_there
+from crossfl import launch, site
 from crossfl.batch import batch_of, pack
 from crossfl.budget import Notice
 from crossfl.data import Encoded, encode, read
 from crossfl.model import summed_loss
 from crossfl.noise import GradientNoise
 from crossfl.progress import Progress
-from crossfl.records import Task, Training, flag
+from crossfl.records import Task, Training
 from crossfl.train import train
 from crossfl.trainer import KEPT, Trained, Trainer
 
@@ -42,18 +40,9 @@ def _trained(task: Task, **changes: Any) -> Trained:
 
 def _on_two_ranks(run: Run, task: Task, **changes: Any) -> dict[str, Any]:
     """Two ranks with gloo, started by torchrun."""
+    torchrun = (Path(sys.executable).with_name("torchrun"), "--nproc-per-node=2")
     training = dataclasses.replace(TRAINING, **changes)
-    words = [json.dumps(record.asdict()) for record in (task, training)]
-    torchrun = Path(sys.executable).with_name("torchrun")
-    script = Path(__file__).with_name("losses.py")
-    result = run(
-        torchrun, "--nproc-per-node=2", script, *words, cwd=ROUND,
-        CROSSFL_FACILITY="leonardo", CROSSFL_DATA=str(DATA / "leonardo"), OMP_NUM_THREADS="1",
-        CROSSFL_PROGRESS=os.devnull,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    said: dict[str, Any] = json.loads(result.stdout)
-    return said
+    return losses(run, task, training, torchrun, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture
@@ -110,15 +99,8 @@ def test_sharded_ranks_deliver_and_go_on(
             schedule_steps=8,
         )  # fmt: skip
         train(model, asked, training, places["one"] / str(number))
-        out = places["two"] / str(number)
-        out.mkdir(parents=True)
-        words = [w for r in (asked, training) for k, v in r.asdict().items() for w in (flag(k), v)]
-        result = run(
-            sys.executable, "-m", "crossfl", "train", "--global-model", model, "--outdir", out,
-            *map(str, words), cwd=out, CROSSFL_FACILITY="leonardo", CROSSFL_LAUNCHER=torchrun,
-            CROSSFL_DATA=str(DATA / "leonardo"), CROSSFL_STATE=str(places["two"] / "state"),
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
+        there = {launch.LAUNCHER: torchrun, site.STATE: str(places["two"] / "state")}
+        train_there(run, asked, training, places["two"] / str(number), **there)
     paths = ("1/update/delta.safetensors", "2/update/delta.safetensors")
     for path in (*paths, f"state/leonardo/optimizer-{task.data_seed}/{task.federation}-2/{KEPT}"):
         one, two = (load_file(places[name] / path) for name in ("one", "two"))

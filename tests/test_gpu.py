@@ -1,9 +1,6 @@
 """On a GPU: the same learning as on the CPU, but for rounding. Skipped where there is none."""
 
 import dataclasses
-import json
-import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,26 +8,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from conftest import DATA, GPUS, NO_GPU, ROUND, Run
-from crossfl import manifest
+from conftest import GPUS, NO_GPU, Run, losses, train_there
+from crossfl import manifest, site
 from crossfl.delta import file_name
-from crossfl.records import Task, Training, flag
+from crossfl.records import Task, Training
 
 pytestmark = pytest.mark.skipif(
     not Path("/dev/nvidiactl").exists(), reason="this machine has no NVIDIA GPU"
 )
 TRAINING = Training(batch_size=8, sequence_length=48, learning_rate=0.01, schedule="cosine")
-HERE = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
-
-
-def _losses(run: Run, task: Task, training: Training, **variables: str) -> list[float]:
-    words = [json.dumps(record.asdict()) for record in (task, training)]
-    script = Path(__file__).with_name("losses.py")
-    quiet = {"CROSSFL_PROGRESS": os.devnull, **HERE, **variables}
-    result = run(sys.executable, script, *words, cwd=ROUND, **quiet)
-    assert result.returncode == 0, result.stderr
-    losses: list[float] = json.loads(result.stdout)["losses"]
-    return losses
 
 
 @pytest.mark.parametrize(
@@ -47,8 +33,8 @@ def test_the_losses_are_those_of_the_cpu(
     task: Task, run: Run, changes: dict[str, Any], tolerance: float
 ) -> None:
     long = dataclasses.replace(task, local_steps=30, schedule_steps=60)
-    found = _losses(run, long, dataclasses.replace(TRAINING, **changes), **GPUS)
-    expected = _losses(run, long, TRAINING, **NO_GPU)
+    found = losses(run, long, dataclasses.replace(TRAINING, **changes), **GPUS)["losses"]
+    expected = losses(run, long, TRAINING, **NO_GPU)["losses"]
     assert found == pytest.approx(expected, rel=tolerance)
     assert found != expected, "it ran on the CPU"
     assert expected[-1] < 0.8 * expected[0]
@@ -65,16 +51,8 @@ def test_rounds_on_a_gpu_go_on_and_say_what_they_cost(task: Task, run: Run, tmp_
                 local_steps=3, schedule_steps=8,
             )  # fmt: skip
             out = tmp_path / name / str(number)
-            out.mkdir(parents=True)
-            words = [
-                w for r in (asked, training) for k, v in r.asdict().items() for w in (flag(k), v)
-            ]
-            result = run(
-                sys.executable, "-m", "crossfl", "train", "--global-model", ROUND / "global_model",
-                "--outdir", out, *map(str, words), cwd=out, **HERE, **where,
-                CROSSFL_STATE=str(tmp_path / name / "state"),
-            )  # fmt: skip
-            assert result.returncode == 0, result.stderr
+            state = {site.STATE: str(tmp_path / name / "state")}
+            train_there(run, asked, training, out, **where, **state)
         said = manifest.verify(out / "update", "update")["metrics"]["training"]
         told = name == "gpu" and find_spec("pynvml") is not None
         assert ("gpu" in said["joules"]) == told

@@ -13,24 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DATA, ROUND
+from conftest import DATA, ROUND, flags
 from crossfl import launch, manifest, site
 from crossfl.aggregate import aggregate
 from crossfl.budget import Budget, Notice
 from crossfl.errors import CrossFLError
 from crossfl.job import Job
 from crossfl.plan import plan
-from crossfl.records import Record, Task, Training, flag
+from crossfl.records import Task, Training
 from crossfl.state import ServerState
 from crossfl.train import train
 
 MODEL = ROUND / "global_model"
 TORCHRUN = {launch.LAUNCHER: f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"}
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
-
-
-def _words(*records: Record) -> list[str]:
-    return [w for r in records for k, v in r.asdict().items() for w in (flag(k), str(v))]
 
 
 def _start(
@@ -41,7 +37,7 @@ def _start(
     here = {site.FACILITY: "leonardo", site.DATA: str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", "train", "--global-model", str(MODEL)]
     return subprocess.Popen(
-        [*command, *_words(task, training), *words, "--outdir", str(out)],
+        [*command, *flags(task, training), *words, "--outdir", str(out)],
         cwd=out,
         env={**os.environ, **here, "CROSSFL_PROGRESS": str(out / "progress"), **variables},
         stderr=subprocess.PIPE,
