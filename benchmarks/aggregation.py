@@ -131,14 +131,6 @@ def environment(environments: Path, method: str) -> Path | None:
     return folder / "bin" / "python"
 
 
-def forget(folder: Path) -> None:
-    """Drop the files of a folder from the page cache."""
-    os.sync()
-    for path in folder.rglob("*.safetensors"):
-        with path.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def rounded_right(folder: Path, sites: int, output: Path, dtype: torch.dtype) -> float | None:
     """Part of the elements that are the fp64 mean rounded to the dtype; None for a pickle."""
     names = ("model.embed_tokens.weight", "model.norm.weight")
@@ -156,14 +148,12 @@ def rounded_right(folder: Path, sites: int, output: Path, dtype: torch.dtype) ->
     return right / total
 
 
-def run(python: Path | None, folder: Path, method: str, sites: int, cold: bool) -> dict[str, Any]:
+def run(python: Path | None, folder: Path, method: str, sites: int, kind: str) -> dict[str, Any]:
     """One measurement; `error` in place of figures where the method fails."""
     if python is None:
         return {"error": "does not install"}
-    output = folder / "output"
-    if cold:
-        forget(folder)
-    command = [python, Path(__file__).with_name("methods.py"), method, folder, str(sites), output]
+    script, output = Path(__file__).with_name("methods.py"), folder / "output"
+    command = [python, script, method, folder, str(sites), output, kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:60]}
@@ -224,7 +214,7 @@ def main() -> None:
                 row = rows.setdefault(method, {key: [] for key in keys} | {"right": None})
                 if "error" in row:
                     continue
-                found = run(pythons[method], folder, method, args.sites, kind == "cold")
+                found = run(pythons[method], folder, method, args.sites, kind)
                 if "error" in found:
                     row["error"] = found["error"]
                     continue

@@ -1,6 +1,6 @@
 """One way to average K model files into one, timed in a process and an environment of its own.
 
-    python benchmarks/methods.py METHOD FOLDER SITES OUTPUT
+    python benchmarks/methods.py METHOD FOLDER SITES OUTPUT warm|cold
 
 FOLDER has `site<i>/model.safetensors`, and what `benchmarks/aggregation.py` laid beside them.
 Prints one JSON object: seconds from file to file, and memory in bytes. Imports are not timed.
@@ -197,6 +197,14 @@ def memory(key: str) -> int:
     return 0
 
 
+def forget(folder: Path) -> None:
+    """Drop the files of a folder from the page cache."""
+    os.sync()
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def settle(output: Path, size: int) -> None:
     """Write the output's size in zeros and remove it: every method finds memory just become free.
 
@@ -239,8 +247,10 @@ def measured(work: Method) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    method, folder, sites, target = sys.argv[1:]
+    method, folder, sites, target, kind = sys.argv[1:]
     paths = [Path(folder, f"site{i:02}", "model.safetensors") for i in range(int(sites))]
     work = METHODS[method](paths, Path(target))
+    if kind == "cold":  # not before the imports: the host would take the memory back
+        forget(Path(folder))
     settle(Path(target), paths[0].stat().st_size)
     print(json.dumps(measured(work)))
