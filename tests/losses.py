@@ -1,11 +1,14 @@
-"""Print, from the first rank, the loss of every step of a task: for tests that start processes."""
+"""Print, from the first rank, the loss of every step of a task: for tests that start processes.
+
+It runs in the folder of the round, and on the devices its environment shows it: importing what the
+tests share would hide the GPUs.
+"""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-from conftest import ROUND
 from crossfl import launch
 from crossfl.budget import Notice
 from crossfl.progress import Progress
@@ -17,7 +20,7 @@ if __name__ == "__main__":
     task, training = Task.parse(json.loads(sys.argv[1])), Training.parse(json.loads(sys.argv[2]))
     if "RANK" in os.environ:
         launch.join()
-    trainer = Trainer(ROUND / "global_model", Path(os.environ[DATA], "words"), task, training)
+    trainer = Trainer(Path("global_model"), Path(os.environ[DATA], "words"), task, training)
     validation = trainer.validate()
     with Progress() as progress:
         trained = trainer.train(progress, Notice())
