@@ -10,7 +10,9 @@ Two answers for each seed and encoding, and fp32 as the measure of both:
   and all, taken off the final model. Training goes the same way, so chance is out of it.
 
 How far chance alone goes, *control* tells: a run in fp32 with each batch in two halves, whose
-gradients are added. It is the same training but for the last bits.
+gradients are added. It is the same training but for the last bits. How fast harm grows with what is
+rounded, *rough3* and *rough1* tell: codes from -3 to 3 and from -1 to 1 in place of int4's -7 to 7,
+so that the square of what is rounded away is 5 and 49 times as large.
 
 Prints every final loss, the bytes of the updates, and the ratio of the mean losses with its
 standard error, paired by seed. Outcomes are kept, one JSON line each: what is there is not run
@@ -49,8 +51,19 @@ from crossfl.train import UPDATE, train
 
 ENCODINGS = choices_of(Training.__dataclass_fields__["encoding"])
 CONTROL = "control"
+ROUGH = {"rough3": 3, "rough1": 1}
+"""Largest codes of what is int4 but for them; the files are of the same bytes."""
+INT4 = encoding.ENCODINGS["int4"]
 RULES = Aggregation()
 """Weighted mean, applied as it is: then what is lost of a delta is lost of the model."""
+
+
+class Rough(encoding.Quantised):
+    """int4 with fewer codes."""
+
+    def __init__(self, top: int) -> None:
+        super().__init__(4)
+        self._top = top
 
 
 class Replay:
@@ -134,35 +147,44 @@ def ratio(losses: Sequence[float], base: Sequence[float]) -> str:
     return f"{found:.4f} ± {error:.4f}"
 
 
-def table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """The outcomes in Markdown; ratios over the seeds for which both losses are there."""
+def tables(outcomes: Sequence[dict[str, Any]]) -> str:
+    """In Markdown: the losses of all runs, and ratios over the seeds that have both losses."""
     runs = {(o["encoding"], o["seed"]): o for o in outcomes}
     base = {seed: o for (name, seed), o in runs.items() if name == "fp32"}
-    seeds = sorted({seed for _, seed in runs})
     kinds: dict[str, dict[int, dict[str, Any]]] = {}
-    for name in (*ENCODINGS, CONTROL):
+    for name in (*ENCODINGS, CONTROL, *ROUGH):
         kinds[f"{name}, run"] = {s: o for (n, s), o in runs.items() if n == name}
         kinds[f"{name}, replayed"] = {
             s: o["replayed"][name] for s, o in base.items() if name in o["replayed"]
         }
-    head = ["", *(f"seed {s}" for s in seeds), "mean ± deviation", "loss / fp32", "bytes / fp32"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for kind, found in kinds.items():
-        if not found:
-            continue
-        losses = [o["loss"] for o in found.values()]
+    kinds = {kind: found for kind, found in kinds.items() if found}
+    shown = [kind for kind in kinds if kind.endswith("run")]
+    each = [["seed", *shown]]
+    for seed in sorted({seed for _, seed in runs}):
+        found = [kinds[kind].get(seed) for kind in shown]
+        each.append([str(seed), *(f"{o['loss']:.5f}" if o else "–" for o in found)])
+    means = [["", "mean ± deviation", "seeds", "loss / fp32", "single seeds", "bytes / fp32"]]
+    for kind, of_kind in kinds.items():
+        losses = [o["loss"] for o in of_kind.values()]
         spread = f" ± {statistics.stdev(losses):.5f}" if len(losses) > 1 else ""
-        row = [kind, *(f"{found[s]['loss']:.5f}" if s in found else "–" for s in seeds)]
-        row.append(f"{statistics.fmean(losses):.5f}{spread}")
-        if both := [s for s in seeds if s in found and s in base]:
-            row.append(ratio([found[s]["loss"] for s in both], [base[s]["loss"] for s in both]))
-            row.append(f"{100 * found[both[0]]['bytes'] / base[both[0]]['bytes']:.1f} %")
-        lines.append(row)
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+        row = [kind, f"{statistics.fmean(losses):.5f}{spread}"]
+        if both := sorted(of_kind.keys() & base.keys()):
+            pairs = [(of_kind[s]["loss"], base[s]["loss"]) for s in both]
+            single = [a / b for a, b in pairs]
+            row += [str(len(both)), ratio([a for a, _ in pairs], [b for _, b in pairs])]
+            row.append(f"{min(single):.4f} to {max(single):.4f}")
+            row.append(f"{100 * of_kind[both[0]]['bytes'] / base[both[0]]['bytes']:.1f} %")
+        means.append(row)
+    return f"{_markdown(each)}\n{_markdown(means)}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    ruled = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]]
+    return "".join("| " + " | ".join(row) + " |\n" for row in ruled)
 
 
 def main() -> None:
-    """Run what has not been run, then print the table."""
+    """Run what has not been run, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job", type=Path, help="job file; its aggregation is taken to be plain")
     parser.add_argument("--data", type=Path, required=True, help="folder of the facilities' data")
@@ -170,7 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--encodings",
         nargs="+",
-        choices=(*ENCODINGS, CONTROL),
+        choices=(*ENCODINGS, CONTROL, *ROUGH),
         default=["fp32", CONTROL, "bf16", "int8", "int4"],
     )
     parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
@@ -186,9 +208,11 @@ def main() -> None:
         if (seed, name) in done:
             continue
         begun = time.monotonic()
-        training = dataclasses.replace(job.training, encoding="fp32" if name == CONTROL else name)
+        sent = {CONTROL: "fp32", **dict.fromkeys(ROUGH, "int4")}.get(name, name)
+        training = dataclasses.replace(job.training, encoding=sent)
         if name == CONTROL:
             training = dataclasses.replace(training, micro_batch=training.batch_size // 2)
+        encoding.ENCODINGS["int4"] = Rough(ROUGH[name]) if name in ROUGH else INT4
         one = dataclasses.replace(job, seed=seed, training=training)
         outcome = run(one, args.data, ENCODINGS if name == "fp32" else ())
         outcomes.append({"encoding": name, **outcome})
@@ -196,7 +220,7 @@ def main() -> None:
             stream.write(json.dumps(outcomes[-1]) + "\n")
         seconds = time.monotonic() - begun
         print(f"seed {seed} {name}: {outcomes[-1]['loss']:.5f}, {seconds:.0f} s", file=sys.stderr)
-    print(table(outcomes))
+    print(tables(outcomes))
 
 
 if __name__ == "__main__":
