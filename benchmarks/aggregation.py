@@ -22,12 +22,12 @@ import torch
 from methods import METHODS
 from safetensors import safe_open
 
-from crossfl import manifest, tensorfile
-from crossfl.checkpoint import Tensors
-from crossfl.initialise import start
-from crossfl.records import Aggregation
-from crossfl.state import ServerState
-from crossfl.streamflow.archive import BUFFER
+from crossfl.engine.transfer import BUFFER
+from crossfl.protocol.records import Aggregation
+from crossfl.server.state import ServerState
+from crossfl.steps.initialise import start
+from crossfl.storage import manifest, tensorfile
+from crossfl.storage.checkpoint import Tensors
 
 GIBI, MEBI = 1 << 30, 1 << 20
 COMMON = ["torch==2.13.0", "safetensors==0.8.0", "numpy==2.4.6"]

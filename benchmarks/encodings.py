@@ -36,29 +36,30 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from crossfl import encoding, manifest, progress
-from crossfl.aggregate import aggregate
-from crossfl.delta import Delta
-from crossfl.encoding import CELL
-from crossfl.evaluate import evaluate
-from crossfl.initialise import initialise
-from crossfl.job import Job
-from crossfl.plan import plan
-from crossfl.records import Aggregation, Training, choices_of
-from crossfl.simulate import playing_every_facility
-from crossfl.state import ServerState
-from crossfl.train import UPDATE, train
+from crossfl.observe import progress
+from crossfl.protocol.records import Aggregation, Training, choices_of
+from crossfl.server.state import ServerState
+from crossfl.simulation.simulate import playing_every_facility
+from crossfl.steps.aggregate import aggregate
+from crossfl.steps.evaluate import evaluate
+from crossfl.steps.initialise import initialise
+from crossfl.steps.plan import plan
+from crossfl.steps.train import UPDATE, train
+from crossfl.storage import encodings, manifest
+from crossfl.storage.delta import Delta
+from crossfl.storage.encodings import CELL
+from crossfl.storage.job import Job
 
 ENCODINGS = choices_of(Training.__dataclass_fields__["encoding"])
 CONTROL = "control"
 ROUGH = {"rough3": 3, "rough1": 1}
 """Largest codes of what is int4 but for them; the files are of the same bytes."""
-INT4 = encoding.ENCODINGS["int4"]
+INT4 = encodings.ENCODINGS["int4"]
 RULES = Aggregation()
 """Weighted mean, applied as it is: then what is lost of a delta is lost of the model."""
 
 
-class Rough(encoding.Quantised):
+class Rough(encodings.Quantised):
     """int4 with fewer codes."""
 
     def __init__(self, top: int) -> None:
@@ -70,7 +71,7 @@ class Replay:
     """What an encoding would have lost of the deltas of a run in fp32, all rounds together."""
 
     def __init__(self, name: str, kept: float) -> None:
-        self._coding = encoding.of(name, kept)
+        self._coding = encodings.of(name, kept)
         self._carried: dict[tuple[str, str], torch.Tensor] = {}
         self.lost: dict[str, torch.Tensor] = {}
         self.bytes = 0
@@ -212,7 +213,7 @@ def main() -> None:
         training = dataclasses.replace(job.training, encoding=sent)
         if name == CONTROL:
             training = dataclasses.replace(training, micro_batch=training.batch_size // 2)
-        encoding.ENCODINGS["int4"] = Rough(ROUGH[name]) if name in ROUGH else INT4
+        encodings.ENCODINGS["int4"] = Rough(ROUGH[name]) if name in ROUGH else INT4
         one = dataclasses.replace(job, seed=seed, training=training)
         outcome = run(one, args.data, ENCODINGS if name == "fp32" else ())
         outcomes.append({"encoding": name, **outcome})

@@ -47,27 +47,28 @@ def copy(files: list[Path], output: Path, threads: int) -> Method:
 
 def crossfl_core(files: list[Path], output: Path) -> Method:
     """The walk alone: mean of K files to one, nothing checked, hashed or synced, no state."""
-    from crossfl import kernel, stream, tensorfile
+    from crossfl.server.averaging import kernel, walk
+    from crossfl.storage import tensorfile
 
     def work() -> None:
         inputs = [tensorfile.TensorFile(path) for path in files]
         entries, share = inputs[0].entries, [1 / len(files)] * len(files)
-        buffers = stream.Buffers()
+        buffers = walk.Buffers()
 
-        def step(piece: stream.Piece) -> None:
+        def step(piece: walk.Piece) -> None:
             deltas = [i.span(piece.name, piece.start, piece.count) for i in inputs]
             mean = kernel.WeightedSum(deltas, share)
             with buffers.lent([entries[piece.name].dtype]) as (result,):
-                for start, count in piece.spans(stream.SPAN):
+                for start, count in piece.spans(walk.SPAN):
                     mean.into(result[:count], start - piece.start)
                     writer.put(piece.name, start, result[:count])
 
         layout = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
         with (
             tensorfile.Writer(output, layout, reserve=True) as writer,
-            stream.workers(None) as pool,
+            walk.workers(None) as pool,
         ):
-            for _ in stream.walk(pool, stream.pieces(inputs[0]), step):
+            for _ in walk.walk(pool, walk.pieces(inputs[0]), step):
                 pass
 
     return work
@@ -75,7 +76,7 @@ def crossfl_core(files: list[Path], output: Path) -> Method:
 
 def crossfl_step(files: list[Path], output: Path) -> Method:
     """All of `crossfl aggregate`: the gate, sha256 of all that is read and written, state, sync."""
-    from crossfl.aggregate import MODEL, aggregate
+    from crossfl.steps.aggregate import MODEL, aggregate
 
     folder = files[0].parent.parent
 

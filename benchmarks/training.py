@@ -30,13 +30,15 @@ from typing import Any
 
 import torch
 
-from crossfl import accounting, adapter, data, manifest
-from crossfl.batch import batch_of
-from crossfl.budget import Notice
-from crossfl.initialise import initialise
-from crossfl.model import load, load_weights, summed_loss
-from crossfl.records import Aggregation, Lora, Task, Training
-from crossfl.site import MODELS
+from crossfl.facility.place import MODELS
+from crossfl.facility.time_budget import Notice
+from crossfl.learning import datasets, lora
+from crossfl.learning.batching import batch_of
+from crossfl.learning.models.model import load, load_weights, summed_loss
+from crossfl.learning.telemetry import accounting
+from crossfl.protocol.records import Aggregation, Lora, Task, Training
+from crossfl.steps.initialise import initialise
+from crossfl.storage import manifest
 
 CASES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "heads": 4},
@@ -100,8 +102,8 @@ def records(args: argparse.Namespace, model: Path) -> tuple[Task, Training]:
 
 
 def ours(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
-    """`crossfl.trainer.Trainer`, as a job calls it."""
-    from crossfl.trainer import Trainer
+    """`crossfl.learning.training.Trainer`, as a job calls it."""
+    from crossfl.learning.training import Trainer
 
     task, training = records(args, model)
     trainer, clock = Trainer(model, rows, task, training), Clock(args)
@@ -128,7 +130,7 @@ def hugging_face(args: argparse.Namespace, model: Path, rows: Path) -> dict[str,
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.tick()
 
-    def collate(batch: list[data.Encoded]) -> dict[str, torch.Tensor]:
+    def collate(batch: list[datasets.Encoded]) -> dict[str, torch.Tensor]:
         found = batch_of([[sample] for sample in batch], torch.device("cpu"))
         return {"input_ids": found.inputs, "labels": found.labels}
 
@@ -151,7 +153,7 @@ def hugging_face(args: argparse.Namespace, model: Path, rows: Path) -> dict[str,
 
 def xffl(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     """A plain loop with the settings of xFFL's example."""
-    from crossfl.parallel import Parallel
+    from crossfl.learning.ranks import Parallel
 
     task, training = records(args, model)
     _, tokenizer = load(model, training)
@@ -183,12 +185,12 @@ ARMS: dict[str, Callable[[argparse.Namespace, Path, Path], dict[str, Any]]] = {
 }
 
 
-def encoded(rows: Path, task: Task, training: Training, tokenizer: Any) -> list[data.Encoded]:
+def encoded(rows: Path, task: Task, training: Training, tokenizer: Any) -> list[datasets.Encoded]:
     """The samples of all steps, in the order in which `crossfl train` draws them."""
-    samples, count = data.read(rows, "train"), task.local_steps * training.batch_size
-    drawn = data.order(len(samples), task.data_seed, 0, count)
-    found = [data.encode(samples[i], tokenizer, training.sequence_length) for i in drawn]
-    return [sample for sample in found if isinstance(sample, data.Encoded)]
+    samples, count = datasets.read(rows, "train"), task.local_steps * training.batch_size
+    drawn = datasets.order(len(samples), task.data_seed, 0, count)
+    found = [datasets.encode(samples[i], tokenizer, training.sequence_length) for i in drawn]
+    return [sample for sample in found if isinstance(sample, datasets.Encoded)]
 
 
 class Clock:
@@ -302,7 +304,7 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found))
         return
-    if adapter.is_adapter(model) and args.arms != ["ours"]:
+    if lora.is_adapter(model) and args.arms != ["ours"]:
         parser.error("the other arms train whole models: --arms ours")
 
     import accelerate

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from crossfl.job import Job
-from crossfl.plan import plan
-from crossfl.records import Record, Task, Training, flag
-from crossfl.simulate import playing_every_facility
-from crossfl.state import ServerState
+from crossfl.protocol.records import Record, Task, Training, flag
+from crossfl.server.state import ServerState
+from crossfl.simulation.simulate import playing_every_facility
+from crossfl.steps.plan import plan
+from crossfl.storage.job import Job
 
 ROOT = Path(__file__).parent.parent
 CWL = ROOT / "tests" / "cwl"

@@ -9,21 +9,21 @@ import os
 import sys
 from pathlib import Path
 
-from crossfl import launch
-from crossfl.budget import Notice
-from crossfl.progress import Progress
-from crossfl.records import Task, Training
-from crossfl.site import DATA
-from crossfl.trainer import Trainer
+from crossfl.facility import launcher
+from crossfl.facility.place import DATA
+from crossfl.facility.time_budget import Notice
+from crossfl.learning.training import Trainer
+from crossfl.observe.progress import Progress
+from crossfl.protocol.records import Task, Training
 
 if __name__ == "__main__":
     task, training = Task.parse(json.loads(sys.argv[1])), Training.parse(json.loads(sys.argv[2]))
     if "RANK" in os.environ:
-        launch.join()
+        launcher.join()
     trainer = Trainer(Path("global_model"), Path(os.environ[DATA], "words"), task, training)
     validation = trainer.validate()
     with Progress() as progress:
         trained = trainer.train(progress, Notice())
     if trainer.leads:
         print(json.dumps({"losses": trained.losses, "validation": validation["loss"]}))
-    launch.leave()
+    launcher.leave()

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import ROUND
-from crossfl import accounting, manifest
-from crossfl.records import Task, Training
-from crossfl.train import train
+from crossfl.learning.telemetry import accounting
+from crossfl.protocol.records import Task, Training
+from crossfl.steps.train import train
+from crossfl.storage import manifest
 
 
 def test_operations_of_a_llama() -> None:

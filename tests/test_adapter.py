@@ -11,13 +11,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import CWL, DATA, ROOT, ROUND, Run
-from crossfl import adapter, data, manifest, site
 from crossfl.errors import CrossFLError
-from crossfl.initialise import initialise
-from crossfl.job import Job
-from crossfl.model import load, validate
-from crossfl.records import Aggregation, Lora, Training
-from crossfl.simulate import rounds, simulate
+from crossfl.facility import place
+from crossfl.learning import datasets, lora
+from crossfl.learning.models.model import load, validate
+from crossfl.protocol.records import Aggregation, Lora, Training
+from crossfl.simulation.simulate import rounds, simulate
+from crossfl.steps.initialise import initialise
+from crossfl.storage import manifest
+from crossfl.storage.job import Job
 
 BASE = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.03, threads=1)
@@ -31,7 +33,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tiny").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (folder / "tiny" / name).write_bytes((BASE / name).read_bytes())
-    monkeypatch.setenv(site.MODELS, str(folder))
+    monkeypatch.setenv(place.MODELS, str(folder))
     return folder
 
 
@@ -40,7 +42,7 @@ def lora_job(job: Job) -> Job:
     return dataclasses.replace(
         job,
         config=CWL / "config.json",
-        lora=dataclasses.replace(LORA, base_digest=adapter.digest(BASE)),
+        lora=dataclasses.replace(LORA, base_digest=lora.digest(BASE)),
         training=TRAINING,
         aggregation=Aggregation(strategy="fedavg"),
         rounds=3,
@@ -83,7 +85,7 @@ def test_an_adapter_that_has_learnt_nothing_changes_nothing(
     lora_job: Job, models: Path, tmp_path: Path
 ) -> None:
     initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", lora_job.lora)
-    samples = data.read(DATA / "leonardo" / "words", "valid")
+    samples = datasets.read(DATA / "leonardo" / "words", "valid")
     found, tokenizer = load(tmp_path / "out" / "global_model", TRAINING)
     whole, _ = load(BASE, TRAINING)
     scores = [validate(model, tokenizer, samples, TRAINING) for model in (found, whole)]
@@ -92,9 +94,9 @@ def test_an_adapter_that_has_learnt_nothing_changes_nothing(
 
 def test_the_model_given_is_the_base(models: Path, tmp_path: Path) -> None:
     initialise(BASE, None, None, 0, 1, Aggregation(), tmp_path / "out", LORA)
-    said = json.loads((tmp_path / "out" / "global_model" / adapter.FILE).read_text())
-    assert said["base_digest"] == adapter.digest(BASE)
-    assert adapter.base_of(tmp_path / "out" / "global_model") == models / "tiny"
+    said = json.loads((tmp_path / "out" / "global_model" / lora.FILE).read_text())
+    assert said["base_digest"] == lora.digest(BASE)
+    assert lora.base_of(tmp_path / "out" / "global_model") == models / "tiny"
     manifest.verify(tmp_path / "out" / "global_model", "model")
 
 
@@ -153,7 +155,7 @@ def test_the_workflow_gives_the_same_adapter(
 ) -> None:
     """Through CWL, with the digest that the command prints."""
     said = run("crossfl", "digest", BASE, cwd=tmp_path)
-    assert said.stdout.strip() == adapter.digest(BASE)
+    assert said.stdout.strip() == lora.digest(BASE)
     job = {
         "config": {"class": "File", "path": str(CWL / "config.json")},
         "tokenizer": "bytes",
@@ -171,10 +173,10 @@ def test_the_workflow_gives_the_same_adapter(
         tmp_path / "job.json", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    lora = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=adapter.digest(BASE))
+    lora = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=lora.digest(BASE))
     lora = dataclasses.replace(lora, target_modules=("q_proj",))
     initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", lora)
-    names = ("adapter_model.safetensors", adapter.FILE)
+    names = ("adapter_model.safetensors", lora.FILE)
     for name in names:
         one, two = (tmp_path / x / "global_model" / name for x in ("cwl", "here"))
         assert one.read_bytes() == two.read_bytes()

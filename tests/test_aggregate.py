@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from crossfl import checkpoint, delta, manifest
-from crossfl.aggregate import aggregate
-from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
-from crossfl.records import Aggregation
-from crossfl.state import ServerState
-from crossfl.strategies import STRATEGIES
+from crossfl.protocol.records import Aggregation
+from crossfl.server.optimizers import STRATEGIES
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import aggregate
+from crossfl.storage import checkpoint, delta, manifest
+from crossfl.storage.checkpoint import Tensors
 
 
 def _updates(round_: Path) -> list[Path]:

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer, set_seed
 
 from conftest import DATA, ROUND, Run, losses, train_there
-from crossfl import launch, site
-from crossfl.batch import batch_of, pack
-from crossfl.budget import Notice
-from crossfl.data import Encoded, encode, read
-from crossfl.model import summed_loss
-from crossfl.noise import GradientNoise
-from crossfl.progress import Progress
-from crossfl.records import Task, Training
-from crossfl.train import train
-from crossfl.trainer import KEPT, Trained, Trainer
+from crossfl.facility import launcher, place
+from crossfl.facility.time_budget import Notice
+from crossfl.learning.batching import batch_of, pack
+from crossfl.learning.datasets import Encoded, encode, read
+from crossfl.learning.models.model import summed_loss
+from crossfl.learning.telemetry.noise import GradientNoise
+from crossfl.learning.training import KEPT, Trained, Trainer
+from crossfl.observe.progress import Progress
+from crossfl.protocol.records import Task, Training
+from crossfl.steps.train import train
 
 TRAINING = Training(
     batch_size=8, sequence_length=48, learning_rate=0.01, threads=1, schedule="cosine"
@@ -92,14 +92,14 @@ def test_sharded_ranks_deliver_and_go_on(
         TRAINING, batch_size=4, sharding="fsdp", local_optimizer="keep", checkpoint_steps=2
     )
     model, places = ROUND / "global_model", {n: tmp_path / n for n in ("one", "two")}
-    monkeypatch.setenv(site.STATE, str(places["one"] / "state"))
+    monkeypatch.setenv(place.STATE, str(places["one"] / "state"))
     for number, seen in ((1, 0), (2, 12)):
         asked = dataclasses.replace(
             task, round=number, samples_seen=seen, counted=number - 1, local_steps=3,
             schedule_steps=8,
         )  # fmt: skip
         train(model, asked, training, places["one"] / str(number))
-        there = {launch.LAUNCHER: torchrun, site.STATE: str(places["two"] / "state")}
+        there = {launcher.LAUNCHER: torchrun, place.STATE: str(places["two"] / "state")}
         train_there(run, asked, training, places["two"] / str(number), **there)
     paths = ("1/update/delta.safetensors", "2/update/delta.safetensors")
     for path in (*paths, f"state/leonardo/optimizer-{task.data_seed}/{task.federation}-2/{KEPT}"):

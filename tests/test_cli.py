@@ -204,7 +204,7 @@ def test_a_full_disk_is_said(
     def full(args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/state.json")
 
-    monkeypatch.setattr("crossfl.plan.main", full)
+    monkeypatch.setattr("crossfl.steps.plan.main", full)
     assert cli.main([*PLAN, *SITE, "--outdir", str(tmp_path)]) == cli.BAD_INPUT
     assert "no room left for out/state.json: free some" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from crossfl.compare import table
+from crossfl.simulation.compare import table
 
 
 def test_every_score_of_every_arm_has_a_row() -> None:

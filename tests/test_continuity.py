@@ -11,17 +11,17 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 from conftest import CWL, DATA, ROUND
-from crossfl import site
-from crossfl.data import IGNORED, encode, order, read
 from crossfl.errors import CrossFLError
-from crossfl.job import Job
-from crossfl.memory import Memory
-from crossfl.optimizer import learning_rate
-from crossfl.plan import plan
-from crossfl.records import Aggregation, Facility, Task, Training
-from crossfl.simulate import rounds
-from crossfl.train import train
-from crossfl.trainer import KEPT, ROUNDING
+from crossfl.facility import place
+from crossfl.facility.carryover import Memory
+from crossfl.learning.datasets import IGNORED, encode, order, read
+from crossfl.learning.optimizer import learning_rate
+from crossfl.learning.training import KEPT, ROUNDING
+from crossfl.protocol.records import Aggregation, Facility, Task, Training
+from crossfl.simulation.simulate import rounds
+from crossfl.steps.plan import plan
+from crossfl.steps.train import train
+from crossfl.storage.job import Job
 
 ROUNDS, STEPS = 5, 4
 TRAINING = Training(
@@ -48,7 +48,7 @@ def _local_weights(job: Job, folder: Path) -> tuple[dict[str, torch.Tensor], Tas
     for state, _ in rounds(job, folder):
         tasks += plan(state, job.facilities, job.local_steps, "evaluate")[1]
     weights = load_file(folder / str(job.rounds) / "global_model" / "model.safetensors")
-    root = Path(os.environ[site.STATE], "leonardo")
+    root = Path(os.environ[place.STATE], "leonardo")
     (kept,) = root.glob(f"optimizer-*/*-{job.rounds}/{KEPT}")
     saved = load_file(kept)
     return {name: w + saved[ROUNDING + name] for name, w in weights.items()}, tasks[-1]
@@ -69,7 +69,7 @@ def test_rounds_of_one_facility_are_training_without_a_break(tmp_path: Path) -> 
 
 def _plain_training(folder: Path, task: Task) -> dict[str, torch.Tensor]:
     """The same steps as a loop that knows of no rounds."""
-    from crossfl.initialise import initialise
+    from crossfl.steps.initialise import initialise
 
     job = _alone(1, 1, TRAINING)
     folder.mkdir()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conftest import CWL, DATA, PRESERVE, ROOT, Run
-from crossfl.bind import steps
+from crossfl.sites.bind import steps
 
 DOCUMENTS = sorted([*ROOT.glob("steps/*.cwl"), *ROOT.glob("workflows/**/*.cwl")])
 STREAMFLOW_FILES = sorted(
@@ -43,7 +43,7 @@ def test_every_step_has_a_module_a_job_and_an_entry(path: Path) -> None:
     entries = yaml.safe_load((CWL / "tests.yml").read_text())
     tested = {(CWL / entry["tool"]).resolve() for entry in entries if "should_fail" not in entry}
     if path.parent.name == "steps":
-        assert (ROOT / "python" / "crossfl" / f"{path.stem}.py").is_file()
+        assert (ROOT / "python" / "crossfl" / "steps" / f"{path.stem}.py").is_file()
         assert path in tested
     elif path.name == "federated.cwl":
         assert path in tested

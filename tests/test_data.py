@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from crossfl import data, site
-from crossfl.data import IGNORED, Text
 from crossfl.errors import CrossFLError
+from crossfl.facility import place
+from crossfl.learning import datasets
+from crossfl.learning.datasets import IGNORED, Text
 
 ROWS = [{"prompt": f"{i}=", "completion": "x" * i} for i in range(20)]
 
@@ -28,13 +29,13 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     root.mkdir()
     (root / "out").symlink_to("/etc")
     with pytest.raises(CrossFLError, match="dataset"):
-        site.resolve(name, root)
+        place.resolve(name, root)
 
 
 def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     (tmp_path / "latest").symlink_to("it")
-    assert site.resolve("latest", tmp_path) == tmp_path / "it"
+    assert place.resolve("latest", tmp_path) == tmp_path / "it"
 
 
 def test_formats_agree(tmp_path: Path) -> None:
@@ -46,27 +47,27 @@ def test_formats_agree(tmp_path: Path) -> None:
     datasets.DatasetDict(
         {"train": table.select(range(4)), "validation": table.select(range(4, 6))}
     ).save_to_disk(tmp_path / "split")
-    expected = data.read(_jsonl(tmp_path / "rows.jsonl", ROWS), "train")
+    expected = datasets.read(_jsonl(tmp_path / "rows.jsonl", ROWS), "train")
     assert len(expected) == 18  # every tenth is held out
-    assert data.read(tmp_path / "rows.parquet", "train") == expected
-    assert data.read(tmp_path / "saved", "train") == expected
-    assert data.read(tmp_path / "saved", "valid") == [Text("0=", ""), Text("10=", "x" * 10)]
-    assert data.read(tmp_path / "split", "train") == [Text(f"{i}=", "x" * i) for i in range(4)]
-    assert data.read(tmp_path / "split", "valid") == [Text(f"{i}=", "x" * i) for i in (4, 5)]
+    assert datasets.read(tmp_path / "rows.parquet", "train") == expected
+    assert datasets.read(tmp_path / "saved", "train") == expected
+    assert datasets.read(tmp_path / "saved", "valid") == [Text("0=", ""), Text("10=", "x" * 10)]
+    assert datasets.read(tmp_path / "split", "train") == [Text(f"{i}=", "x" * i) for i in range(4)]
+    assert datasets.read(tmp_path / "split", "valid") == [Text(f"{i}=", "x" * i) for i in (4, 5)]
 
 
 def test_text_and_other_names(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "train.txt").write_text("uno\n\ndue\n")
     _jsonl(tmp_path / "t" / "valid.jsonl", [{"input": "a", "output": "b"}, {"text": "c"}])
-    assert data.read(tmp_path / "t", "train") == [Text(None, "uno"), Text(None, "due")]
-    assert data.read(tmp_path / "t", "valid") == [Text("a", "b"), Text(None, "c")]
+    assert datasets.read(tmp_path / "t", "train") == [Text(None, "uno"), Text(None, "due")]
+    assert datasets.read(tmp_path / "t", "valid") == [Text("a", "b"), Text(None, "c")]
 
 
 def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
     samples = [Text("a", "b", "greetings"), Text("a", "b"), Text(None, "è")]
-    path = _jsonl(tmp_path / "d.jsonl", [data.row(sample) for sample in [samples[0], *samples]])
-    assert data.read(path, "train") == samples
+    path = _jsonl(tmp_path / "d.jsonl", [datasets.row(sample) for sample in [samples[0], *samples]])
+    assert datasets.read(path, "train") == samples
 
 
 @pytest.mark.parametrize(
@@ -86,27 +87,27 @@ def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
 def test_bad_data_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(CrossFLError, match=message):
-        data.read(tmp_path / name, "train")
+        datasets.read(tmp_path / name, "train")
 
 
 def test_a_bad_sample_is_counted_and_left_out(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "a"}\n{"text"\n{"text": "b"}\n{"label": 1}\n{"text": "c"}\n')
-    read = data.read(path, "train")
+    read = datasets.read(path, "train")
     assert read == [Text(None, "b"), Text(None, "c")]
     assert [reason.split(":")[1].split()[0] for reason in read.bad] == ["2", "4"]
     path.write_text('{"text": "a"}\n' + '{"label": 1}\n' * 2)
     with pytest.raises(CrossFLError, match=r"2 of 3 samples cannot be read, the first because"):
-        data.read(path, "train")
+        datasets.read(path, "train")
 
 
 def test_the_prompt_is_masked() -> None:
     tokenizer = ByT5Tokenizer()
     a, b, x, end = (*tokenizer("abx", add_special_tokens=False)["input_ids"], 1)
-    sample = data.encode(Text("ab", "x"), tokenizer, 10)
+    sample = datasets.encode(Text("ab", "x"), tokenizer, 10)
     assert sample == ([a, b, x, end], [IGNORED, IGNORED, x, end])
-    assert data.encode(Text(None, "ab"), tokenizer, 10) == ([a, b, end], [a, b, end])
-    assert data.encode(Text("ab", "x"), tokenizer, 3).ids == [a, b, x]
+    assert datasets.encode(Text(None, "ab"), tokenizer, 10) == ([a, b, end], [a, b, end])
+    assert datasets.encode(Text("ab", "x"), tokenizer, 3).ids == [a, b, x]
 
 
 @given(
@@ -119,8 +120,8 @@ def test_no_sample_is_repeated_before_all_were_seen(
 ) -> None:
     drawn: list[int] = []
     for count in counts:
-        drawn += data.order(size, seed, len(drawn), count)
+        drawn += datasets.order(size, seed, len(drawn), count)
         seen = Counter(drawn)
         times = [seen[i] for i in range(size)]
         assert max(times) - min(times) <= 1
-    assert drawn == data.order(size, seed, 0, sum(counts))
+    assert drawn == datasets.order(size, seed, 0, sum(counts))

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from conftest import CWL, DATA, PRESERVE, ROOT, Run
-from crossfl.job import Job
-from crossfl.simulate import simulate
+from crossfl.simulation.simulate import simulate
+from crossfl.storage.job import Job
 
 CWLTOOL = ("cwltool", "--enable-ext", *PRESERVE)
 

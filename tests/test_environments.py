@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from conftest import CWL, ROOT
-from crossfl import bind, cli
-from crossfl.environment import PLACEHOLDER, SETTINGS, Environment, Place
+from crossfl import cli
 from crossfl.errors import CrossFLError
+from crossfl.sites import bind
+from crossfl.sites.environment import PLACEHOLDER, SETTINGS, Environment, Place
 
 ENVIRONMENTS = ROOT / "environments"
 NAMES = sorted(path.parent.name for path in ENVIRONMENTS.glob("*/deployment.yml"))

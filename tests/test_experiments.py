@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from conftest import ROOT
-from crossfl import cli, data
-from crossfl.data import Image
-from crossfl.job import Job
+from crossfl import cli
+from crossfl.learning import datasets
+from crossfl.learning.datasets import Image
+from crossfl.storage.job import Job
 
 FOLDER = ROOT / "workflows" / "experiments"
 NAMES = ("bilingual", "chemistry", "vision")
@@ -69,7 +70,7 @@ def test_real_sites_are_bound(name: str, tmp_path: Path) -> None:
 def test_the_configurations_are_of_the_models_they_name() -> None:
     from transformers import AutoConfig
 
-    from crossfl.model import kind_of
+    from crossfl.learning.models.model import kind_of
 
     # VGG16's convolutions have 14,714,688 parameters with three channels, and 1,152 fewer with one.
     norms, classifier = 2 * 4224, 2 * (512 * 512 + 512) + 512 * 10 + 10
@@ -89,7 +90,7 @@ def test_digits_are_split_by_class(tmp_path: Path) -> None:
     total = 0
     for facility, classes in (("marconi100", range(5)), ("cloud", range(5, 10))):
         for split in ("train", "valid"):
-            images = data.read(tmp_path / facility, split)
+            images = datasets.read(tmp_path / facility, split)
             assert {i.label for i in images if isinstance(i, Image)} == set(classes)
             assert all(i.pixels.shape == (1, 8, 8) for i in images if isinstance(i, Image))
             assert all(i.pixels.max() <= 1 for i in images if isinstance(i, Image))
@@ -114,7 +115,7 @@ def test_images_are_converted(tmp_path: Path) -> None:
     words = (tmp_path / "out", "--train", file, file, "--valid", file, "--size", "16")
     result = script("vision/convert.py", *words)
     assert result.stdout == "train  6 images\nvalid  3 images\n", result.stderr
-    images = [i for i in data.read(tmp_path / "out", "valid") if isinstance(i, Image)]
+    images = [i for i in datasets.read(tmp_path / "out", "valid") if isinstance(i, Image)]
     assert [i.label for i in images] == [0, 1, 2]
     assert [i.pixels.shape for i in images] == [(1, 16, 16)] * 3
     assert [float(i.pixels.mean()) for i in images] == pytest.approx([0, 1, 0.2])
@@ -141,12 +142,12 @@ def test_smolinstruct_is_split_by_group_of_tasks(kind: str, tmp_path: Path) -> N
     out = tmp_path / "out"
     result = script("chemistry/convert.py", out, "--train", file, file, "--valid", file)
     assert "aurora  train  2 samples" in result.stdout, result.stderr
-    found = {f.name: data.read(f / "smolinstruct", "valid") for f in out.iterdir()}
+    found = {f.name: datasets.read(f / "smolinstruct", "valid") for f in out.iterdir()}
     assert found == {
-        "perlmutter": [data.Text("[INST] a [/INST]", "b", "name_conversion-i2s")],
-        "polaris": [data.Text("[INST] c [/INST]", "d", "property_prediction-hiv")],
-        "aurora": [data.Text("[INST] e [/INST]", "f", "retrosynthesis")],
-        "frontier": [data.Text("[INST] g{ [/INST]", "h", "molecule_captioning")],
+        "perlmutter": [datasets.Text("[INST] a [/INST]", "b", "name_conversion-i2s")],
+        "polaris": [datasets.Text("[INST] c [/INST]", "d", "property_prediction-hiv")],
+        "aurora": [datasets.Text("[INST] e [/INST]", "f", "retrosynthesis")],
+        "frontier": [datasets.Text("[INST] g{ [/INST]", "h", "molecule_captioning")],
     }
 
 

@@ -9,9 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import GPUS, NO_GPU, Run, losses, train_there
-from crossfl import manifest, site
-from crossfl.delta import file_name
-from crossfl.records import Task, Training
+from crossfl.facility import place
+from crossfl.protocol.records import Task, Training
+from crossfl.storage import manifest
+from crossfl.storage.delta import file_name
 
 pytestmark = pytest.mark.skipif(
     not Path("/dev/nvidiactl").exists(), reason="this machine has no NVIDIA GPU"
@@ -51,7 +52,7 @@ def test_rounds_on_a_gpu_go_on_and_say_what_they_cost(task: Task, run: Run, tmp_
                 local_steps=3, schedule_steps=8,
             )  # fmt: skip
             out = tmp_path / name / str(number)
-            state = {site.STATE: str(tmp_path / name / "state")}
+            state = {place.STATE: str(tmp_path / name / "state")}
             train_there(run, asked, training, out, **where, **state)
         said = manifest.verify(out / "update", "update")["metrics"]["training"]
         told = name == "gpu" and find_spec("pynvml") is not None

@@ -17,16 +17,16 @@ from transformers import (
 )
 
 from conftest import ROUND
-from crossfl import checkpoint, manifest
-from crossfl.aggregate import aggregate
-from crossfl.checkpoint import Tensors, slots
-from crossfl.delta import file_name as delta_of
 from crossfl.errors import CrossFLError
-from crossfl.initialise import initialise
-from crossfl.plan import plan
-from crossfl.records import Aggregation, Facility, Training
-from crossfl.state import ServerState
-from crossfl.train import train
+from crossfl.protocol.records import Aggregation, Facility, Training
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import aggregate
+from crossfl.steps.initialise import initialise
+from crossfl.steps.plan import plan
+from crossfl.steps.train import train
+from crossfl.storage import checkpoint, manifest
+from crossfl.storage.checkpoint import Tensors, slots
+from crossfl.storage.delta import file_name as delta_of
 
 TRAINING = Training(batch_size=4, sequence_length=48, threads=1)
 
@@ -124,7 +124,7 @@ def test_a_model_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_not_read_even_under_a_manifest(round_: Path) -> None:
-    from crossfl.model import load
+    from crossfl.learning.models.model import load
 
     model = round_ / "global_model"
     (model / "model.safetensors").unlink()
@@ -147,7 +147,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_sample_longer_than_the_model_is_refused_by_name() -> None:
-    from crossfl.model import load
+    from crossfl.learning.models.model import load
 
     with pytest.raises(CrossFLError, match="takes at most 64 tokens"):
         load(ROUND / "global_model", Training(sequence_length=65))

@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA, ROUND, flags
-from crossfl import launch, manifest, site
-from crossfl.aggregate import aggregate
-from crossfl.budget import Budget, Notice
 from crossfl.errors import CrossFLError
-from crossfl.job import Job
-from crossfl.plan import plan
-from crossfl.records import Task, Training
-from crossfl.state import ServerState
-from crossfl.train import train
+from crossfl.facility import launcher, place
+from crossfl.facility.time_budget import Budget, Notice
+from crossfl.protocol.records import Task, Training
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import aggregate
+from crossfl.steps.plan import plan
+from crossfl.steps.train import train
+from crossfl.storage import manifest
+from crossfl.storage.job import Job
 
 MODEL = ROUND / "global_model"
-TORCHRUN = {launch.LAUNCHER: f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"}
+TORCHRUN = {launcher.LAUNCHER: f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"}
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
 
 
@@ -34,7 +35,7 @@ def _start(
 ) -> "subprocess.Popen[str]":
     """Begin to train in a process of its own, which reports to `out/progress`."""
     out.mkdir(exist_ok=True)
-    here = {site.FACILITY: "leonardo", site.DATA: str(DATA / "leonardo")}
+    here = {place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", "train", "--global-model", str(MODEL)]
     return subprocess.Popen(
         [*command, *flags(task, training), *words, "--outdir", str(out)],
@@ -126,7 +127,7 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(
     """Killed outright again and again, at moments drawn at random, until it comes through."""
     task = dataclasses.replace(task, local_steps=120, schedule_steps=240, round=2, samples_seen=5)
     state = tmp_path / "state"
-    monkeypatch.setenv(site.STATE, str(state))
+    monkeypatch.setenv(place.STATE, str(state))
     whole = dataclasses.replace(TRAINING, schedule="cosine", encoding="int8")
     saving = dataclasses.replace(whole, checkpoint_steps=7)
     train(MODEL, task, whole, tmp_path / "whole")
@@ -158,8 +159,8 @@ def test_a_savepoint_of_other_options_is_left_alone(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that stops at its second step leaves one behind; only the very same task takes it."""
-    from crossfl.savepoint import Savepoint
-    from crossfl.trainer import Trained
+    from crossfl.facility.savepoint import Savepoint
+    from crossfl.learning.training import Trained
 
     saving = dataclasses.replace(TRAINING, checkpoint_steps=1)
     savepoint = Savepoint(task, saving, {"ranks": 1})

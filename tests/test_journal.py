@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 
 from conftest import CWL
-from crossfl import aggregate, cli, journal, manifest, plan, records
+from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.records import Aggregation, Facility, Retention, Task, from_words
-from crossfl.state import ServerState
+from crossfl.protocol import records
+from crossfl.protocol.records import Aggregation, Facility, Retention, Task, from_words
+from crossfl.server.journal import journal
+from crossfl.server.state import ServerState
+from crossfl.steps import aggregate, plan
+from crossfl.storage import manifest
 
 WEIGHTS = Path("global_model", "model.safetensors")
 ROUNDS = 3
@@ -108,7 +112,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from conftest import DATA
-    from crossfl.simulate import playing_every_facility
+    from crossfl.simulation.simulate import playing_every_facility
 
     with playing_every_facility(DATA):
         return (Federation(tmp_path_factory.mktemp("whole") / "run").run() / WEIGHTS).read_bytes()
@@ -172,7 +176,7 @@ def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
         Federation(tmp_path / "run").run("after 5")
     (run,) = journal.runs(place)
     cli.main(["runs", "fork", run.path.name])
-    from crossfl.initialise import resume
+    from crossfl.steps.initialise import resume
 
     with pytest.raises(CrossFLError, match="a run of diloco cannot go on with fedadam"):
         resume(run.rounds()[-1], 3, Aggregation(strategy="fedadam"), Retention(), tmp_path / "out")

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from conftest import DATA, ROUND, Run
-from crossfl import launch
-from crossfl.budget import Notice
-from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
-from crossfl.records import Task
+from crossfl.facility import launcher as launching
+from crossfl.facility.time_budget import Notice
+from crossfl.protocol.records import Task
+from crossfl.storage.checkpoint import Tensors
 
 
 def _words(task: Task) -> list[str]:
@@ -35,7 +35,7 @@ def _words(task: Task) -> list[str]:
 def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path) -> None:
     words = _words(dataclasses.replace(task, local_steps=5, schedule_steps=10))
     site = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
-    launchers = {"one": {}, "two": {launch.LAUNCHER: "torchrun --nproc-per-node=2"}}
+    launchers = {"one": {}, "two": {launching.LAUNCHER: "torchrun --nproc-per-node=2"}}
     deltas = []
     for name, launcher in launchers.items():
         out = tmp_path / name
@@ -52,7 +52,7 @@ def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path)
 def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> None:
     site = {"CROSSFL_FACILITY": "karolina", "CROSSFL_DATA": str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", *_words(task)]
-    launcher = {launch.LAUNCHER: "torchrun --nproc-per-node=2"}
+    launcher = {launching.LAUNCHER: "torchrun --nproc-per-node=2"}
     result = run(*command, cwd=tmp_path, **site, **launcher)
     assert result.returncode == 4
     assert "this is karolina (CROSSFL_FACILITY), but the task is for leonardo" in result.stderr
@@ -60,45 +60,45 @@ def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> 
 
 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(launch.LAUNCHER, "no-such-launcher -n 2")
+    monkeypatch.setenv(launching.LAUNCHER, "no-such-launcher -n 2")
     with pytest.raises(CrossFLError, match="no-such-launcher cannot be started"):
-        launch.ranks(["train"], Notice())
+        launching.ranks(["train"], Notice())
 
 
-@pytest.mark.parametrize("names", launch.RANKS)
+@pytest.mark.parametrize("names", launching.RANKS)
 def test_every_launcher_is_understood(
     names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for others in launch.RANKS:
+    for others in launching.RANKS:
         for name in others:
             monkeypatch.delenv(name, raising=False)
-    for name in (*launch.RANKS[0], "CROSSFL_PROGRESS"):
+    for name in (*launching.RANKS[0], "CROSSFL_PROGRESS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     with pytest.raises(CrossFLError, match="which rank"):
-        launch.join()
+        launching.join()
     for name, value in zip(names, ("1", "8", "3"), strict=True):
         monkeypatch.setenv(name, value)
-    launch.join()
-    assert [os.environ[name] for name in launch.RANKS[0]] == ["1", "8", "3"]
+    launching.join()
+    assert [os.environ[name] for name in launching.RANKS[0]] == ["1", "8", "3"]
     assert os.environ["CROSSFL_PROGRESS"] == os.devnull
 
 
 def test_where_the_ranks_meet(tmp_path: Path) -> None:
     nodes = tmp_path / "nodes"
     nodes.write_text("x1000\nx1000\nx1001\n")
-    assert launch.first_node({"PBS_NODEFILE": str(nodes)}) == "x1000"
-    assert launch.first_node({}) == "127.0.0.1"
+    assert launching.first_node({"PBS_NODEFILE": str(nodes)}) == "x1000"
+    assert launching.first_node({}) == "127.0.0.1"
     nodes.write_text("x1000\nx1000\n")
-    assert launch.first_node({"PBS_NODEFILE": str(nodes)}) == "127.0.0.1"
+    assert launching.first_node({"PBS_NODEFILE": str(nodes)}) == "127.0.0.1"
     # In a container, what would say more may be absent.
-    assert launch.first_node({"PBS_NODEFILE": str(tmp_path / "absent")}) == "127.0.0.1"
+    assert launching.first_node({"PBS_NODEFILE": str(tmp_path / "absent")}) == "127.0.0.1"
     one = {"SLURM_JOB_NODELIST": "lrdn0001", "SLURM_JOB_NUM_NODES": "1"}
-    assert launch.first_node(one | {"PATH": "/nowhere"}) == "127.0.0.1"
+    assert launching.first_node(one | {"PATH": "/nowhere"}) == "127.0.0.1"
 
 
 def test_ranks_of_two_clusters_on_one_node_do_not_meet() -> None:
     with socket.socket() as listener:
-        listener.bind(("", port := launch.free_port()))
+        listener.bind(("", port := launching.free_port()))
         listener.listen()
-        assert launch.free_port() != port
+        assert launching.free_port() != port

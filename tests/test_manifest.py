@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from crossfl import manifest
 from crossfl.errors import CrossFLError
+from crossfl.storage import manifest
 
 
 def _flip(path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import ROUND
-from crossfl import site
 from crossfl.errors import CrossFLError
-from crossfl.memory import Memory
-from crossfl.records import Task, Training
-from crossfl.savepoint import Savepoint
-from crossfl.train import UPDATE, train
+from crossfl.facility import place
+from crossfl.facility.carryover import Memory
+from crossfl.facility.savepoint import Savepoint
+from crossfl.protocol.records import Task, Training
+from crossfl.steps.train import UPDATE, train
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, threads=1)
@@ -33,7 +33,7 @@ Asked = Callable[[int, int], Task]
 @pytest.fixture
 def asked(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Tasks of a federation, by round and the last round that counted."""
-    monkeypatch.setenv(site.STATE, str(tmp_path / "state"))
+    monkeypatch.setenv(place.STATE, str(tmp_path / "state"))
 
     def make(round_: int, counted: int) -> Task:
         seen = 8 * counted

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crossfl import metrics
 from crossfl.errors import CrossFLError
-from crossfl.metrics import answer, boolean, exact, number, score, smiles, text
+from crossfl.learning import scoring
+from crossfl.learning.scoring import answer, boolean, exact, number, score, smiles, text
 
 
 def test_answers_stand_between_their_tags() -> None:
@@ -108,16 +108,16 @@ def test_scores_look_between_the_tags() -> None:
 
 
 def test_every_task_of_smolinstruct_has_a_metric() -> None:
-    assert len(metrics.TASKS) == 14
-    assert set(metrics.TASKS.values()) == set(metrics.METRICS)
+    assert len(scoring.TASKS) == 14
+    assert set(scoring.TASKS.values()) == set(scoring.METRICS)
 
 
 def test_a_dataset_declares_its_metrics(tmp_path: Path) -> None:
-    assert metrics.declared(tmp_path) == {}
-    (tmp_path / "metrics.json").write_text('{"weights": "number", "retrosynthesis": "exact"}')
-    declared = metrics.declared(tmp_path)
+    assert scoring.declared(tmp_path) == {}
+    (tmp_path / "scoring.json").write_text('{"weights": "number", "retrosynthesis": "exact"}')
+    declared = scoring.declared(tmp_path)
     tasks = ["weights", "retrosynthesis", "forward_synthesis", "greetings", None]
-    assert metrics.metrics_of(tasks, declared) == {
+    assert scoring.metrics_of(tasks, declared) == {
         "weights": "number",
         "retrosynthesis": "exact",
         "forward_synthesis": "smiles",
@@ -125,14 +125,14 @@ def test_a_dataset_declares_its_metrics(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "PACKAGES", {"smiles": "no_such_package"})
+    monkeypatch.setattr(scoring, "PACKAGES", {"smiles": "no_such_package"})
     with pytest.raises(CrossFLError, match=r"'smiles' needs no_such_package.* pip install"):
-        metrics.metrics_of(["retrosynthesis"], {})
-    assert metrics.metrics_of(["molecule_captioning"], {}) == {"molecule_captioning": "text"}
+        scoring.metrics_of(["retrosynthesis"], {})
+    assert scoring.metrics_of(["molecule_captioning"], {}) == {"molecule_captioning": "text"}
 
 
 @pytest.mark.parametrize("content", ['{"a": "beauty"}', '["number"]', "{", '{"a": ["number"]}'])
 def test_a_metric_that_is_not_known_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "metrics.json").write_text(content)
+    (tmp_path / "scoring.json").write_text(content)
     with pytest.raises(CrossFLError, match=r"metrics\.json is no object .* smiles, number"):
-        metrics.declared(tmp_path)
+        scoring.declared(tmp_path)

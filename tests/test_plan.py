@@ -6,9 +6,9 @@ import pytest
 
 from conftest import ROUND
 from crossfl.errors import CrossFLError
-from crossfl.plan import plan
-from crossfl.records import Aggregation, Facility
-from crossfl.state import ServerState
+from crossfl.protocol.records import Aggregation, Facility
+from crossfl.server.state import ServerState
+from crossfl.steps.plan import plan
 
 A = Facility(name="a", dataset="d")
 B = Facility(name="b", dataset="d", joins=2, leaves=3)

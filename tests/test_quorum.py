@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from conftest import ROUND
-from crossfl import manifest
-from crossfl.aggregate import aggregate
-from crossfl.delta import Delta
 from crossfl.errors import CrossFLError
-from crossfl.gate import Excluded, Update, share_present
-from crossfl.job import Job
-from crossfl.plan import plan
-from crossfl.records import Aggregation, Task
-from crossfl.state import ServerState
-from crossfl.train import absent
+from crossfl.protocol.records import Aggregation, Task
+from crossfl.server.admission import Excluded, Update, share_present
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import aggregate
+from crossfl.steps.plan import plan
+from crossfl.steps.train import absent
+from crossfl.storage import manifest
+from crossfl.storage.delta import Delta
+from crossfl.storage.job import Job
 
 WEIGHTS = Path("global_model", "model.safetensors")
 REASON = "Slurm job 7 ended in TIMEOUT"

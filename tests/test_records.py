@@ -9,7 +9,7 @@ import yaml
 
 from conftest import ROOT
 from crossfl.errors import CrossFLError
-from crossfl.records import (
+from crossfl.protocol.records import (
     Aggregation,
     Facility,
     Lora,

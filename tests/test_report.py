@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from crossfl import cli, report
+from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.records import Aggregation
-from crossfl.state import ServerState
+from crossfl.protocol.records import Aggregation
+from crossfl.server.state import ServerState
+from crossfl.steps import report
 
 HOSTILE = '<script>alert("gone")</script><img src=http://evil.example/x>'
 MODEL = "ab" * 32

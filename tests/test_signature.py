@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from conftest import ROUND
-from crossfl import gate, manifest, signature
-from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
-from crossfl.manifest import FILE, SIGNATURE
-from crossfl.records import Task
-from crossfl.state import ServerState
-from crossfl.train import train
+from crossfl.protocol.records import Task
+from crossfl.server import admission
+from crossfl.server.state import ServerState
+from crossfl.steps.train import train
+from crossfl.storage import manifest, signature
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.manifest import FILE, SIGNATURE
 
 NAMES = ("karolina", "leonardo")
 
@@ -38,7 +39,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 def _admit(*updates: Path) -> dict[str, str | None]:
     """The facilities of these updates, each with the reason why it is refused."""
     weights = Tensors.of_model(ROUND / "global_model")
-    admitted, excluded = gate.admit(updates, ServerState.load(ROUND / "state"), weights)
+    admitted, excluded = admission.admit(updates, ServerState.load(ROUND / "state"), weights)
     found: dict[str, str | None] = {update.facility: None for update in admitted}
     return found | {each.facility: each.reason for each in excluded}
 
@@ -52,7 +53,7 @@ def _sign(update: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_facility_signs_what_it_sends(
     tmp_path: Path, keys: dict[str, Path], task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crossfl.job import Job
+    from crossfl.storage.job import Job
 
     training = Job.load(ROUND.parent / "federation.yml").training
     monkeypatch.setenv(signature.KEY, str(keys["leonardo"]))

@@ -8,13 +8,13 @@ import pytest
 
 from conftest import DATA
 from crossfl.errors import CrossFLError
-from crossfl.staging import STAGING, staged
+from crossfl.facility.staging import STAGING, staged
 
 WORDS = DATA / "leonardo" / "words"
 RANK = """
 import sys
 from pathlib import Path
-from crossfl.staging import staged
+from crossfl.facility.staging import staged
 print(staged(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """

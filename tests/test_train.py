@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from conftest import DATA, ROUND
-from crossfl import manifest, site
-from crossfl.batch import batch_of
-from crossfl.checkpoint import Tensors
-from crossfl.data import Text, read
 from crossfl.errors import CrossFLError
-from crossfl.evaluate import evaluate
-from crossfl.model import check_samples, complete, load, summed_loss, validate
-from crossfl.optimizer import learning_rate
-from crossfl.records import Task, Training
-from crossfl.train import absent, train
+from crossfl.facility import place
+from crossfl.learning.batching import batch_of
+from crossfl.learning.datasets import Text, read
+from crossfl.learning.models.model import check_samples, complete, load, summed_loss, validate
+from crossfl.learning.optimizer import learning_rate
+from crossfl.protocol.records import Task, Training
+from crossfl.steps.evaluate import evaluate
+from crossfl.steps.train import absent, train
+from crossfl.storage import manifest
+from crossfl.storage.checkpoint import Tensors
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
@@ -64,7 +65,7 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
     (tmp_path / "leonardo").mkdir()
     rows = [{"prompt": f"{canary} {i}", "completion": canary} for i in range(20)]
     (tmp_path / "leonardo" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    os.environ[site.DATA] = str(tmp_path)
+    os.environ[place.DATA] = str(tmp_path)
     task = dataclasses.replace(task, dataset="words.jsonl")
     train(MODEL, task, TRAINING, tmp_path / "out")
     crossing = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
@@ -76,10 +77,10 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({site.FACILITY: "karolina"}, "this is karolina .* but the task is for leonardo"),
-        ({site.FACILITY: ""}, "CROSSFL_FACILITY is not set"),
-        ({site.DATA: ""}, "CROSSFL_DATA is not set at leonardo"),
-        ({site.DATA: "/nowhere"}, "which is not a folder"),
+        ({place.FACILITY: "karolina"}, "this is karolina .* but the task is for leonardo"),
+        ({place.FACILITY: ""}, "CROSSFL_FACILITY is not set"),
+        ({place.DATA: ""}, "CROSSFL_DATA is not set at leonardo"),
+        ({place.DATA: "/nowhere"}, "which is not a folder"),
     ],
 )
 def test_it_trains_only_where_it_belongs(
@@ -94,7 +95,7 @@ def test_it_trains_only_where_it_belongs(
 
 
 def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None:
-    os.environ.update({site.FACILITY: "leonardo", site.DATA: str(DATA / "leonardo")})
+    os.environ.update({place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")})
     assert train(MODEL, task, TRAINING, tmp_path)["status"] == "complete"
 
 
@@ -131,7 +132,7 @@ def test_the_schedule_spans_the_federation(task: Task) -> None:
 def test_loss_counts_only_labelled_tokens() -> None:
     model, tokenizer = load(MODEL, TRAINING)
     samples = read(DATA / "leonardo" / "words", "valid")
-    from crossfl.data import encode
+    from crossfl.learning.datasets import encode
 
     losses = []
     for sample in samples:
@@ -195,7 +196,7 @@ def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
         path = tmp_path / "leonardo" / "d" / f"{split}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "leonardo" / "d" / "metrics.json").write_text('{"weights": "number"}')
-    os.environ[site.DATA] = str(tmp_path)
+    os.environ[place.DATA] = str(tmp_path)
     record = evaluate(MODEL, dataclasses.replace(task, dataset="d"), TRAINING, [])
     tasks = record["metrics"]["tasks"]
     common = {"loss", "perplexity", "bits_per_byte", "tokens"}

@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from conftest import ROUND
-from crossfl import data, manifest
-from crossfl.batch import batch_of
-from crossfl.checkpoint import Tensors
-from crossfl.data import Image
 from crossfl.errors import CrossFLError
-from crossfl.evaluate import evaluate
-from crossfl.initialise import initialise
-from crossfl.job import Job
-from crossfl.model import check_samples, load, validate
-from crossfl.records import Aggregation, Facility, Task, Training
-from crossfl.simulate import playing_every_facility, rounds
-from crossfl.state import ServerState
-from crossfl.train import train
-from crossfl.vision import VGGConfig, VGGForImageClassification
+from crossfl.learning import datasets
+from crossfl.learning.batching import batch_of
+from crossfl.learning.datasets import Image
+from crossfl.learning.models.model import check_samples, load, validate
+from crossfl.learning.models.vision import VGGConfig, VGGForImageClassification
+from crossfl.protocol.records import Aggregation, Facility, Task, Training
+from crossfl.server.state import ServerState
+from crossfl.simulation.simulate import playing_every_facility, rounds
+from crossfl.steps.evaluate import evaluate
+from crossfl.steps.initialise import initialise
+from crossfl.steps.train import train
+from crossfl.storage import manifest
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.job import Job
 
 VGG = {
     "model_type": "crossfl_vgg",
@@ -163,9 +164,9 @@ def test_images_are_read_and_written(tmp_path: Path) -> None:
     table = rows(20)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
     datasets.Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
-    read = data.read(tmp_path / "rows.jsonl", "train")
-    for one, other in zip(read, data.read(tmp_path / "rows.parquet", "train"), strict=True):
-        assert data.row(one) == data.row(other)
+    read = datasets.read(tmp_path / "rows.jsonl", "train")
+    for one, other in zip(read, datasets.read(tmp_path / "rows.parquet", "train"), strict=True):
+        assert datasets.row(one) == datasets.row(other)
     assert isinstance(read[0], Image)
     assert read[0].pixels.shape == (1, 8, 8)
     batch = batch_of([[image] for image in read[:3]], torch.device("cpu"))
@@ -187,14 +188,14 @@ def test_images_are_read_and_written(tmp_path: Path) -> None:
 def test_bad_images_are_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
     with pytest.raises(CrossFLError, match=rf"d\.jsonl:1: .*{message}"):
-        data.read(tmp_path / "d.jsonl", "train")
+        datasets.read(tmp_path / "d.jsonl", "train")
 
 
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     network, _ = load(start(VGG, tmp_path)[0], TRAINING)
     good = Image(np.ones((1, 8, 8), np.float32), 1)
     with pytest.raises(CrossFLError, match="takes images"):
-        check_samples(network, [good, data.Text(None, "a")])
+        check_samples(network, [good, datasets.Text(None, "a")])
     with pytest.raises(CrossFLError, match="2 classes"):
         check_samples(network, [good._replace(label=2)])
     with pytest.raises(CrossFLError, match="2 shapes"):

@@ -7,23 +7,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossfl import __version__, site
+from crossfl import __version__
 from crossfl.errors import CrossFLError
+from crossfl.facility import place
 
 VERBS = {
-    "initialise": "make the first global model and the server state",
-    "plan": "decide the tasks of the next round",
-    "train": "train the global model on a facility's own data",
-    "aggregate": "turn the updates of a round into the next global model",
-    "evaluate": "measure the global model on a facility's validation data",
-    "report": "turn history and evaluations into one HTML page",
-    "bind": "compose facilities into a StreamFlow file",
-    "check": "check every facility of a StreamFlow file before a job is spent",
-    "digest": "print the digest of a base model, for LoRA",
-    "runs": "list the runs in a journal, remove them, or let one go on otherwise",
-    "simulate": "run a federation in this one process, without an engine",
-    "compare": "federated, each facility alone, and pooled data, side by side",
+    "initialise": ("steps.initialise", "make the first global model and the server state"),
+    "plan": ("steps.plan", "decide the tasks of the next round"),
+    "train": ("steps.train", "train the global model on a facility's own data"),
+    "aggregate": ("steps.aggregate", "turn the updates of a round into the next global model"),
+    "evaluate": ("steps.evaluate", "measure the global model on a facility's validation data"),
+    "report": ("steps.report", "turn history and evaluations into one HTML page"),
+    "bind": ("sites.bind", "compose facilities into a StreamFlow file"),
+    "check": (
+        "sites.check.check",
+        "check every facility of a StreamFlow file before a job is spent",
+    ),
+    "digest": ("sites.digest", "print the digest of a base model, for LoRA"),
+    "runs": ("server.journal.runs", "list the runs in a journal, remove them, or unlock one"),
+    "simulate": ("simulation.simulate", "run a federation in this one process, without an engine"),
+    "compare": ("simulation.compare", "federated, each facility alone, and pooled data, compared"),
 }
+"""The module of each verb, and what the verb does."""
 BAD_INPUT = 4
 
 
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="crossfl",
         description="Cross-facility federated learning; 'crossfl VERB --help' tells more.",
-        epilog="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items()),
+        epilog="\n".join(f"  {verb:<12}{text}" for verb, (_, text) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"crossfl {__version__}")
@@ -43,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
 
-    module = importlib.import_module(f"crossfl.{args.verb}")
+    module = importlib.import_module(f"crossfl.{VERBS[args.verb][0]}")
     verb = argparse.ArgumentParser(prog=f"crossfl {args.verb}", description=module.__doc__)
     module.add_arguments(verb)
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
-    site.end_with_engine()
+    place.end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import delta, encoding, manifest
-from crossfl.aggregate import MODEL, STATE, aggregate
-from crossfl.checkpoint import ADAPTER, SINGLE, Tensors, slots
-from crossfl.initialise import start
-from crossfl.records import Aggregation
-from crossfl.state import ServerState
+from crossfl.protocol.records import Aggregation
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import MODEL, STATE, aggregate
+from crossfl.steps.initialise import start
+from crossfl.storage import delta, encodings, manifest
+from crossfl.storage.checkpoint import ADAPTER, SINGLE, Tensors, slots
 
 Values = dict[str, Tensor]
 STARTED = 1_700_000_000.0
@@ -86,7 +86,7 @@ class Federation:
         if values is not None:
             for number, shard in enumerate(self.floats(), 1):
                 file = path / delta.file_name(self._name(number))
-                delta.write(file, {n: values[n] for n in shard}, encoding.of(coding, 0.05))
+                delta.write(file, {n: values[n] for n in shard}, encodings.of(coding, 0.05))
         self.seal(path, facility, **fields)
         return path
 

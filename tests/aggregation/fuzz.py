@@ -27,10 +27,11 @@ from federation import Federation, entry, snapshot
 from safetensors import safe_open
 from safetensors.torch import save
 
-from crossfl import kernel, manifest
-from crossfl.delta import Delta
 from crossfl.errors import CrossFLError
-from crossfl.tensorfile import Entry
+from crossfl.server.averaging import kernel
+from crossfl.storage import manifest
+from crossfl.storage.delta import Delta
+from crossfl.storage.tensorfile import Entry
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": (0, 2)}
 PARAMETERS = {name: Entry(torch.float32, shape, 0, 0) for name, shape in SHAPES.items()}

@@ -12,11 +12,11 @@ from federation import Federation, Values, entry, master
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossfl import combinations
-from crossfl.combinations import Cohort, krum
-from crossfl.combinations.coordinatewise import _network, median, trimmed_mean
 from crossfl.errors import CrossFLError
-from crossfl.strategies import STRATEGIES
+from crossfl.server import aggregation_rules
+from crossfl.server.aggregation_rules import Cohort, krum
+from crossfl.server.aggregation_rules.coordinatewise import _network, median, trimmed_mean
+from crossfl.server.optimizers import STRATEGIES
 
 
 def _run(folder: Path, values: list[float], said: list[dict[str, Any]], **rules: Any) -> Any:
@@ -99,7 +99,7 @@ def test_krum_is_its_definition(sites: int, seed: int) -> None:
 def test_no_point_near_the_geometric_median_is_better(sites: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(sites, 3))
-    coefficients = combinations.COMBINATIONS["geometric_median"].coefficients(_cohort(points))
+    coefficients = aggregation_rules.COMBINATIONS["geometric_median"].coefficients(_cohort(points))
     assert sum(coefficients) == pytest.approx(1)
     found = np.array(coefficients) @ points
 
@@ -113,7 +113,9 @@ def test_no_point_near_the_geometric_median_is_better(sites: int, seed: int) -> 
 def test_geometric_median_of_a_triangle_and_a_far_point() -> None:
     # Fermat point of an equilateral triangle: its centre.
     triangle = np.array([[1, 0], [-0.5, 3**0.5 / 2], [-0.5, -(3**0.5) / 2]])
-    coefficients = combinations.COMBINATIONS["geometric_median"].coefficients(_cohort(triangle))
+    coefficients = aggregation_rules.COMBINATIONS["geometric_median"].coefficients(
+        _cohort(triangle)
+    )
     assert coefficients == pytest.approx([1 / 3] * 3)
 
 
@@ -150,7 +152,7 @@ def test_too_few_for_the_guarantee_is_an_error(
 
 
 def test_every_pair_of_strategy_and_combination_runs(tmp_path: Path) -> None:
-    for strategy, combination in product(STRATEGIES, combinations.COMBINATIONS):
+    for strategy, combination in product(STRATEGIES, aggregation_rules.COMBINATIONS):
         folder = tmp_path / f"{strategy}-{combination}"
         federation = Federation(
             folder, {"w": torch.zeros(9)}, strategy=strategy, combination=combination

@@ -7,9 +7,9 @@ import pytest
 import torch
 from federation import Federation, Values, snapshot
 
-from crossfl import aggregate as module
-from crossfl.encoding import CELL
-from crossfl.records import Aggregation
+from crossfl.protocol.records import Aggregation
+from crossfl.steps import aggregate as module
+from crossfl.storage.encodings import CELL
 
 COMBINATIONS = ("mean", "median", "multi_krum", "geometric_median")
 

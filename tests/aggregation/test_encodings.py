@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl import delta, encoding, site
-from crossfl.checkpoint import Tensors
-from crossfl.delta import Delta, Difference
-from crossfl.encoding import BLOCK, CELL
 from crossfl.errors import CrossFLError
-from crossfl.records import Task
-from crossfl.residual import Residual
-from crossfl.tensorfile import Entry, TensorFile
+from crossfl.facility import place
+from crossfl.facility.residual import Residual
+from crossfl.protocol.records import Task
+from crossfl.storage import delta, encodings
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.delta import Delta, Difference
+from crossfl.storage.encodings import BLOCK, CELL
+from crossfl.storage.tensorfile import Entry, TensorFile
 
 NAMES = ("fp32", "bf16", "fp16", "int8", "int4", "topk")
 
@@ -25,7 +26,7 @@ NAMES = ("fp32", "bf16", "fp16", "int8", "int4", "topk")
 def _through(name: str, values: Tensor, folder: Path, kept: float = 0.05) -> Tensor:
     """Values written to a file and read back cell by cell."""
     folder.mkdir(exist_ok=True)
-    delta.write(folder / "delta.safetensors", {"w": values}, encoding.of(name, kept))
+    delta.write(folder / "delta.safetensors", {"w": values}, encodings.of(name, kept))
     read = Delta(folder)
     read.check({"w": Entry(torch.float32, tuple(values.shape), 0, 0)})
     cells = [
@@ -92,7 +93,7 @@ def _task(round_: int, counted: int) -> Task:
 def test_error_feedback_gives_back_what_was_lost(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(site.STATE, str(tmp_path / "state"))
+    monkeypatch.setenv(place.STATE, str(tmp_path / "state"))
     truth, sent = torch.zeros(5000), torch.zeros(5000)
     save_file({"w": torch.zeros(5000)}, tmp_path / "model.safetensors")
     base = TensorFile(tmp_path / "model.safetensors")
@@ -109,7 +110,7 @@ def test_error_feedback_gives_back_what_was_lost(
             with residual.after() as lost:
                 difference = Difference(local, base, residual.before(base))
                 rest = lost / base.path.name
-                delta.write(folder / "delta.safetensors", difference, encoding.of(name, 0.2), rest)
+                delta.write(folder / "delta.safetensors", difference, encodings.of(name, 0.2), rest)
         first, second = (
             (tmp_path / f"update-{round_}-{i}" / "delta.safetensors").read_bytes() for i in (0, 1)
         )
@@ -126,7 +127,7 @@ def test_error_feedback_gives_back_what_was_lost(
 def test_a_new_federation_starts_without_residuals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(site.STATE, str(tmp_path))
+    monkeypatch.setenv(place.STATE, str(tmp_path))
     save_file({"w": torch.zeros(3)}, tmp_path / "model.safetensors")
     base = TensorFile(tmp_path / "model.safetensors")
     with Residual(_task(1, 0)).after() as lost:
@@ -138,7 +139,7 @@ def test_a_new_federation_starts_without_residuals(
 def test_a_facility_without_a_folder_for_its_state_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(site.STATE, raising=False)
+    monkeypatch.delenv(place.STATE, raising=False)
     with pytest.raises(CrossFLError, match="CROSSFL_STATE is not set at a"):
         Residual(_task(1, 0))
 
@@ -163,7 +164,7 @@ def test_numbers_too_large_for_an_encoding_do_not_leave(
 
 
 def test_the_proximal_term_is_its_gradient() -> None:
-    from crossfl.trainer import pull_back
+    from crossfl.learning.training import pull_back
 
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)

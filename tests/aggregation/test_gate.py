@@ -13,9 +13,9 @@ import torch
 from federation import Federation, Values, entry, snapshot, weights
 from safetensors.torch import save_file
 
-from crossfl import manifest
-from crossfl.checkpoint import slots
 from crossfl.errors import CrossFLError
+from crossfl.storage import manifest
+from crossfl.storage.checkpoint import slots
 
 MODEL: Values = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
 GOOD: Values = {"a": torch.ones(4, 3), "b": torch.ones(5)}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crossfl import kernel
-from crossfl.encoding import CELL
+from crossfl.server.averaging import kernel
+from crossfl.storage.encodings import CELL
 
 
 def _sum(deltas: list[Tensor], coefficients: list[float], out: Tensor) -> list[list[float]]:

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crossfl import strategies
-from crossfl.records import Aggregation
+from crossfl.protocol.records import Aggregation
+from crossfl.server import optimizers
 
 SHAPES = st.lists(st.integers(1, 7), min_size=0, max_size=3)
 
 
 def _rounds(rules: Aggregation, parameter: Tensor, deltas: list[Tensor]) -> Tensor:
-    strategy = strategies.of(rules)
+    strategy = optimizers.of(rules)
     slots = strategy.init(parameter, rules)
     for delta in deltas:
         parameter, slots = strategy.apply(parameter, delta, slots, rules)
@@ -121,7 +121,7 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("name", strategies.STRATEGIES)
+@pytest.mark.parametrize("name", optimizers.STRATEGIES)
 def test_closed_form_through_files(tmp_path: Path, name: str) -> None:
     rules, expected = CLOSED[name]
     federation = Federation(tmp_path, {"w": torch.zeros(3)}, strategy=name, **rules)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from federation import Federation, Values, master, weights
 
-from crossfl import manifest
-from crossfl.aggregate import MODEL, STATE, aggregate
 from crossfl.errors import CrossFLError
-from crossfl.state import ServerState
-from crossfl.tensorfile import TensorFile
+from crossfl.server.state import ServerState
+from crossfl.steps.aggregate import MODEL, STATE, aggregate
+from crossfl.storage import manifest
+from crossfl.storage.tensorfile import TensorFile
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crossfl.aggregate"])

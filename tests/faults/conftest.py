@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from crossfl.streamflow.ssh import SSHConnector
+from crossfl.engine.connectors.ssh import SSHConnector
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEDULERS = ROOT / "tests" / "schedulers"

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from crossfl import journal, manifest
 from crossfl.errors import CrossFLError
-from crossfl.simulate import playing_every_facility
+from crossfl.server.journal import journal
+from crossfl.simulation.simulate import playing_every_facility
+from crossfl.storage import manifest
 
 spec = importlib.util.spec_from_file_location("journals", ROOT / "tests" / "test_journal.py")
 assert spec is not None and spec.loader is not None

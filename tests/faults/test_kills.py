@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from conftest import FULL, ROOT, streamflow
-from crossfl.job import Job
-from crossfl.simulate import simulate
+from crossfl.simulation.simulate import simulate
+from crossfl.storage.job import Job
 
 ROUNDS = 6
 KILLS = int(os.environ.get("FAULTS_KILLS", "60" if FULL else "20"))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from conftest import Login, ssh
-from crossfl.streamflow import queue
-from crossfl.streamflow.slurm import SlurmConnector
+from crossfl.engine.connectors import queue
+from crossfl.engine.connectors.slurm import SlurmConnector
 
 DAY = 24 * 3600
 SECONDS = 12

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import Federation, Login
-from crossfl.streamflow.failures import OWN
+from crossfl.engine.recovery.failures import OWN
 
 END_SECONDS = 30
 """In which a run ends, once it has said what it cannot survive."""

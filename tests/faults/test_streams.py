@@ -13,10 +13,10 @@ from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 
 from conftest import FULL, ROOT, ssh
-from crossfl import manifest
-from crossfl.aggregate import aggregate
+from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.errors import CrossFLError
-from crossfl.streamflow.ssh import SSHConnector
+from crossfl.steps.aggregate import aggregate
+from crossfl.storage import manifest
 
 POINTS = 100 if FULL else 10
 """At which each stream is cut, and at which it is garbled."""

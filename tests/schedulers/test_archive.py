@@ -15,8 +15,8 @@ import pytest
 
 import hostile
 from conftest import Engine, Outcome, Site
-from crossfl.streamflow import archive
-from crossfl.streamflow.archive import END, Limits, RefusedError, copy, extract
+from crossfl.engine import transfer
+from crossfl.engine.transfer import END, Limits, RefusedError, copy, extract
 
 LIMITS = Limits(members=1000, bytes=2**21)
 Shim = Callable[[Site, str, str], None]
@@ -278,4 +278,4 @@ def test_a_tar_that_fails_is_a_cut_stream(
 
 
 def test_limits_are_those_of_the_documentation() -> None:
-    assert (archive.MAX_MEMBERS, archive.MAX_BYTES) == (100_000, 2**40)
+    assert (transfer.MAX_MEMBERS, transfer.MAX_BYTES) == (100_000, 2**40)

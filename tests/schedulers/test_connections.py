@@ -17,7 +17,7 @@ import pytest
 from streamflow.core.exception import WorkflowExecutionException
 
 from conftest import Engine, Site
-from crossfl.streamflow.ssh import SSHConnector
+from crossfl.engine.connectors.ssh import SSHConnector
 
 SECONDS = 30
 

@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import ROOT, Engine, Outcome, Site, streamflow, unset
-from crossfl.job import Job
-from crossfl.simulate import simulate
+from crossfl.simulation.simulate import simulate
+from crossfl.storage.job import Job
 
 CANARY = "canary-4b1d7e"
 WORDS = ROOT / "tests" / "cwl" / "data"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from crossfl.streamflow.pbs import PBSConnector, report_of
-from crossfl.streamflow.queue import ADVICE, JobReport
-from crossfl.streamflow.slurm import SlurmConnector
+from crossfl.engine.connectors.pbs import PBSConnector, report_of
+from crossfl.engine.connectors.queue import ADVICE, JobReport
+from crossfl.engine.connectors.slurm import SlurmConnector
 
 
 def job(state: str = "F", **facts: Any) -> dict[str, Any]:

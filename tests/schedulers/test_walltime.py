@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Site
-from crossfl.plan import plan
-from crossfl.records import Facility
-from crossfl.state import ServerState
+from crossfl.protocol.records import Facility
+from crossfl.server.state import ServerState
+from crossfl.steps.plan import plan
 from test_federation import WORDS, bind, job_of, place_data
 
 ROUND = ROOT / "tests" / "cwl" / "round"

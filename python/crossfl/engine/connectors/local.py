@@ -1,0 +1,130 @@
+"""The connector `crossfl.local`: a facility, or the aggregation VM, on the engine's machine."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import MutableMapping
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import psutil
+from streamflow.core.exception import WorkflowDefinitionException
+from streamflow.core.scheduling import AvailableLocation
+from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
+from streamflow.log_handler import logger
+
+from crossfl.engine.recovery.failures import StandsIn
+from crossfl.engine.shutdown import interrupt_on_termination
+from crossfl.engine.transfer import SafeCopies
+from crossfl.errors import CrossFLError
+from crossfl.facility import place
+from crossfl.observe import progress
+from crossfl.server.journal.journal import VARIABLE as JOURNAL
+from crossfl.server.journal.journal import acquire
+
+DEPLOYMENT = "CROSSFL_DEPLOYMENT"
+"""Tells the steps of these deployments from other processes of the engine."""
+
+
+class LocalConnector(SafeCopies, EngineLocalConnector):
+    """The engine's, which copies nothing that a link leads out to."""
+
+    @classmethod
+    def get_schema(cls) -> str:
+        """The JSON Schema of its configuration."""
+        return files("crossfl.engine").joinpath("schemas", "base", "local.json").read_text("utf-8")
+
+
+class FacilityLocalConnector(StandsIn, LocalConnector):
+    """Runs steps here, telling them which facility this is and where its data lies.
+
+    It also shows the progress of the steps of all such deployments, in place of the engine's own
+    account of its work; `streamflow run --debug` brings that back.
+    """
+
+    _follower: ClassVar[progress.Follower | None] = None
+    _deployed: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        deployment_name: str,
+        config_dir: str,
+        facility: str | None = None,
+        data: str | None = None,
+        state: str | None = None,
+        journal: str | None = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(deployment_name, config_dir, **config)
+        self._lock: IO[str] | None = None
+        bin_directory = str(Path(sys.executable).parent)
+        # Set even where there is nothing to say: the engine's own environment is no answer.
+        self._environment = {
+            place.FACILITY: facility or "",
+            place.DATA: _path(data, config_dir),
+            place.STATE: _path(state, config_dir),
+            JOURNAL: "" if facility else os.environ.get(JOURNAL) or _path(journal, config_dir),
+            place.ENGINE: str(os.getpid()),
+            DEPLOYMENT: deployment_name,
+            "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
+        }
+
+    async def deploy(self, external: bool) -> None:
+        """Start to show progress, unless another deployment has."""
+        interrupt_on_termination()
+        await super().deploy(external)
+        if place := self._environment[JOURNAL]:
+            try:
+                self._lock = acquire(Path(place))
+            except CrossFLError as error:
+                raise WorkflowDefinitionException(str(error)) from None
+        cls = FacilityLocalConnector
+        cls._deployed += 1
+        if cls._follower is None and progress.VARIABLE not in os.environ:
+            handle, path = tempfile.mkstemp(prefix="crossfl-progress-")
+            os.close(handle)
+            os.environ[progress.VARIABLE] = path
+            cls._follower = progress.Follower(Path(path), sys.stderr)
+            cls._follower.start()
+            if logger.level == logging.INFO:
+                logger.setLevel(logging.WARNING)
+
+    async def undeploy(self, external: bool) -> None:
+        """When the last deployment ends, stop what still runs and show the last of the progress."""
+        await super().undeploy(external)
+        if self._lock is not None:
+            self._lock.close()
+        cls = FacilityLocalConnector
+        cls._deployed -= 1
+        if cls._deployed > 0:
+            return
+        for process in psutil.Process().children(recursive=True):  # none, unless the run failed
+            with contextlib.suppress(psutil.Error):
+                if DEPLOYMENT in process.environ():
+                    process.terminate()
+        if cls._follower is not None:
+            cls._follower.stop()
+            cls._follower = None
+            Path(os.environ.pop(progress.VARIABLE)).unlink(missing_ok=True)
+
+    async def get_available_locations(
+        self, service: str | None = None
+    ) -> MutableMapping[str, AvailableLocation]:
+        """This machine, with the facility's variables in its environment."""
+        locations: MutableMapping[str, AvailableLocation]
+        locations = await super().get_available_locations(service)
+        for location in locations.values():
+            location.location.environment.update(self._environment)
+        return locations
+
+    @classmethod
+    def get_schema(cls) -> str:
+        """The JSON Schema of its configuration."""
+        return files("crossfl.engine").joinpath("schemas", "local.json").read_text("utf-8")
+
+
+def _path(given: str | None, config_dir: str) -> str:
+    return "" if given is None else str(Path(config_dir, Path(given).expanduser()))

@@ -1,0 +1,34 @@
+"""The StreamFlow plugin: facilities as deployments, and jobs routed to them by name."""
+
+from importlib.resources import files
+
+from streamflow.data import data_manager_classes
+from streamflow.deployment.connector import connector_classes
+from streamflow.ext.plugin import StreamFlowPlugin
+
+from crossfl.engine import shutdown
+from crossfl.engine.connectors.local import FacilityLocalConnector, LocalConnector
+from crossfl.engine.connectors.pbs import PBSConnector
+from crossfl.engine.connectors.slurm import SlurmConnector
+from crossfl.engine.connectors.ssh import SSHConnector
+from crossfl.engine.recovery.failures import DataManager, FacilityFailureManager
+from crossfl.engine.routing import FacilityFilter
+
+
+class CrossFLPlugin(StreamFlowPlugin):
+    """Registers the connectors, the binding filter and the failure manager."""
+
+    def register(self) -> None:
+        """Called once by the engine."""
+        self.register_schema(files("crossfl.engine").joinpath("schemas", "base", "archive.json"))
+        self.register_binding_filter("crossfl.facility", FacilityFilter)
+        self.register_failure_manager("crossfl.facility", FacilityFailureManager)
+        self.register_connector("crossfl.local", FacilityLocalConnector)
+        self.register_connector("crossfl.ssh", SSHConnector)
+        self.register_connector("crossfl.slurm", SlurmConnector)
+        self.register_connector("crossfl.pbs", PBSConnector)
+        # The engine's own place for what no deployment is named for, the outputs of a run among
+        # it, is of type `local`: what comes back from a site ends there.
+        connector_classes["local"] = LocalConnector
+        data_manager_classes["default"] = DataManager
+        shutdown.watch()

@@ -1,0 +1,84 @@
+"""Savepoints: from where a job that was cut short goes on, to the bit as if it had not been.
+
+A savepoint lies at the facility under `CROSSFL_STATE/<facility>/savepoint-<data seed>/<round>/`,
+one folder for each number of steps, of which all but the last are removed. It holds the weights
+that learn, the optimizer's state and the counts; the order of samples and the random numbers of a
+step follow from the task. It carries a key of all that decides the outcome, so that another run, or
+the same one under other options, does not take it up. Once the update is delivered, it is removed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+import crossfl
+from crossfl.errors import CrossFLError
+from crossfl.facility import place
+from crossfl.protocol.records import Task, Training
+from crossfl.storage import files, manifest
+from crossfl.storage.checkpoint import Tensors
+
+COUNTS = "counts.json"
+OUTCOME_FREE = ("checkpoint_steps", "max_seconds", "reserve_seconds")
+"""Options that may change between attempts: when to save and to stop."""
+
+
+class Savepoint:
+    """The savepoint of one facility in one round.
+
+    Args:
+        task: the task of the round.
+        training: how it is trained.
+        facts: what else decides the outcome.
+
+    Raises:
+        CrossFLError: the facility names no folder to keep it in.
+    """
+
+    def __init__(self, task: Task, training: Training, facts: Mapping[str, Any]) -> None:
+        run = place.state_root(task) / f"savepoint-{task.data_seed}"
+        self._folder = run / str(task.round)
+        options = {k: v for k, v in training.asdict().items() if k not in OUTCOME_FREE}
+        decisive = {**task.asdict(), **options, **facts, "crossfl": crossfl.__version__}
+        words = json.dumps(decisive, sort_keys=True)
+        self._key = hashlib.sha256(words.encode()).hexdigest()
+
+    def write(self, tensors: Mapping[str, Mapping[str, Tensor]], counts: Any) -> None:
+        """Save families of tensors by name, and the counts, a dataclass with `steps`."""
+        values = dataclasses.asdict(counts)
+        mine = self._folder / str(counts.steps)
+        shutil.rmtree(mine, ignore_errors=True)
+        with manifest.publish(mine) as folder:
+            for family, entries in tensors.items():
+                whole = {name: tensor.contiguous() for name, tensor in entries.items()}
+                save_file(whole, folder / f"{family}.safetensors")
+            files.write_json(folder / COUNTS, {"key": self._key, "counts": values})
+        for path in self._folder.iterdir():
+            if path != mine:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def read(self) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
+        """The latest savepoint of this very task, if there is one."""
+        steps = [int(p.name) for p in self._folder.glob("*") if p.name.isdecimal()]
+        for number in sorted(steps, reverse=True):
+            folder = self._folder / str(number)
+            try:
+                said = json.loads((folder / COUNTS).read_text())
+                families = {p.stem: Tensors([p]) for p in sorted(folder.glob("*.safetensors"))}
+            except (OSError, ValueError, CrossFLError):
+                continue  # a disk that lost what it had synced: the round begins anew
+            if said.get("key") == self._key:
+                return families, said["counts"]
+        return None
+
+    def remove(self) -> None:
+        """Forget it, and those of rounds before that ended otherwise: the update is delivered."""
+        for path in self._folder.parent.glob("*"):
+            if path.name.isdecimal() and int(path.name) <= int(self._folder.name):
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""The ranks of a job: the model replicated on them (DDP) or sharded over them (FSDP2).
+
+accelerate finds ranks and devices and replicates. It shards on GPUs alone, so sharding is torch's
+own `fully_shard` (Zhao et al. 2023, https://arxiv.org/abs/2304.11277): the same on CPUs, where it
+can be tested.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from crossfl.protocol.records import Training
+
+
+class Parallel:
+    """This process among the ranks of its job."""
+
+    def __init__(self, training: Training) -> None:
+        # Without being told that there is no GPU, accelerate takes each rank for the only one.
+        self._accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self._training = training
+        self.device: torch.device = self._accelerator.device
+        self.number: int = self._accelerator.num_processes
+        """Ranks of the job."""
+        self.rank: int = self._accelerator.process_index
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and reports."""
+        return self.rank == 0
+
+    @property
+    def shards(self) -> bool:
+        """Whether each rank holds but a part of the model."""
+        return self.number > 1 and self._training.sharding == "fsdp"
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """The model on its device, replicated or sharded over the ranks.
+
+        Its parameters are new ones, so the optimizer is to be made afterwards.
+        """
+        if self._training.execution == "compiled":
+            model.compile()
+        if not self.shards:
+            spread: nn.Module = self._accelerator.prepare(model)
+            return spread
+        half = self._training.precision == "bf16"
+        policy = (
+            MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            if half
+            else MixedPrecisionPolicy()
+        )
+        mesh = init_device_mesh(self.device.type, (self.number,))
+        model = model.to(self.device)
+        kinds = set(getattr(model, "_no_split_modules", None) or ())
+        for module in list(model.modules()):
+            if type(module).__name__ in kinds:
+                fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return model
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """The model itself, without what `spread` has put around it."""
+        unwrapped: nn.Module = self._accelerator.unwrap_model(model)
+        return unwrapped
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Where forward passes run, in the precision of the record; weights stay in fp32."""
+        half = self._training.precision == "bf16" and not self.shards
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def gather(self, *values: float) -> Tensor:
+        """The values of every rank, fp64 on the CPU [ranks, values]."""
+        mine = torch.tensor([values], dtype=torch.float64)
+        if self.number == 1:
+            return mine
+        gathered: Tensor = self._accelerator.gather(mine.to(self.device))
+        return gathered.cpu()
+
+    @contextlib.contextmanager
+    def alone(self, model: nn.Module, alone: bool) -> Iterator[None]:
+        """Where `alone`, gradients are of this rank's own samples, not yet averaged over ranks."""
+        if not alone or self.number == 1:
+            yield
+        elif isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(False)
+            yield
+            model.set_requires_gradient_sync(True)
+        else:
+            with self._accelerator.no_sync(model):
+                yield
+
+    def wait(self) -> None:
+        """Wait for the other ranks."""
+        self._accelerator.wait_for_everyone()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each rank may hold a part; every rank has to ask for it."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor where another one lies, cut into the same parts."""
+    tensor = tensor.to(like.device, like.dtype, copy=True)
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+    return tensor
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """The L2 norm of tensors taken as one."""
+    found = torch.nn.utils.get_total_norm(tensors)
+    return float(full(found))

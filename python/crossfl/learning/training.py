@@ -1,0 +1,325 @@
+"""The training loop of one round at one facility: one process or many ranks."""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crossfl.errors import CrossFLError
+from crossfl.facility import place
+from crossfl.facility.carryover import Memory
+from crossfl.facility.residual import Residual
+from crossfl.facility.savepoint import Savepoint
+from crossfl.facility.time_budget import Budget, Notice
+from crossfl.learning import allocator, datasets, lora
+from crossfl.learning.batching import Batch, batch_of, rows_of
+from crossfl.learning.models.model import check_samples, load, summed_loss, validate
+from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
+from crossfl.learning.ranks import Parallel, full, norm, placed
+from crossfl.learning.telemetry import accounting
+from crossfl.learning.telemetry.noise import GradientNoise
+from crossfl.observe.progress import Progress
+from crossfl.protocol.records import Task, Training
+from crossfl.steps.plan import derive_seed
+from crossfl.storage import delta, encodings
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.delta import Difference
+from crossfl.storage.tensorfile import TensorFile
+
+KEPT = "kept.safetensors"
+ROUNDING = "rounding//"
+"""Before the name of a parameter: what fp32 lost of its delta."""
+
+
+@dataclass
+class Trained:
+    """What was done in the round, over all attempts of its job."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    samples: int = 0
+    tokens: int = 0
+    """Tokens that counted in the loss."""
+    read: int = 0
+    """Tokens that went through the model, with those of prompts, without padding."""
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of each step in nats per token."""
+    noise: GradientNoise = field(default_factory=GradientNoise)
+    seconds: float = 0.0
+    reason: str | None = None
+    """Why it ended before the last step; None where it did not."""
+
+
+class Trainer:
+    """Model, data and optimizer of one task."""
+
+    def __init__(self, model: Path, dataset: Path, task: Task, training: Training) -> None:
+        self._parallel = Parallel(training)
+        if self._parallel.device.type == "cpu":
+            allocator.keep_freed()
+        if training.batch_size % self._parallel.number:
+            raise CrossFLError(
+                f"training.batch_size is {training.batch_size}: it must be a multiple of the "
+                f"{self._parallel.number} ranks"
+            )
+        self._task, self._training = task, training
+        self._coding = encodings.of(training.encoding, training.kept)
+        remembers = self._coding.lossy or os.environ.get(place.STATE)
+        self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
+        keeps = training.local_optimizer == "keep"
+        self._memory = Memory(task, "optimizer") if keeps else None
+        self._samples = datasets.read(dataset, "train")
+        drawn = task.local_steps * training.batch_size
+        self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
+        self._valid = datasets.read(dataset, "valid")[: training.validation_samples]
+        facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
+        saves = training.checkpoint_steps is not None
+        self._savepoint = Savepoint(task, training, facts) if saves else None
+        network, self._tokenizer = load(model, training)
+        check_samples(network, [*self._samples, *self._valid])
+        self._model = self._parallel.spread(network)
+        self._parameters = learning(self._parallel.whole(self._model))
+        self._optimizer = adamw(self._model, training, self._parallel.device)
+        self._anchors: list[Tensor] = []
+        self._coming: list[Batch] = []
+        self._energy = accounting.Energy(self._parallel.device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and reports."""
+        return self._parallel.leads
+
+    @property
+    def lost(self) -> str | None:
+        """What to say where something should have been kept here since the last round."""
+        residual = self._residual.lost if self._residual and self._coding.lossy else None
+        return residual or (self._memory.lost if self._memory else None)
+
+    def validate(self) -> dict[str, Any]:
+        """Metrics of the model as it is, on the validation split."""
+        return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
+
+    def train(self, progress: Progress, notice: Notice, after: float = 0.0) -> Trained:
+        """Take the local steps, or as many as there is time for.
+
+        The loss of a step is the mean over all tokens of the global batch, whatever their share in
+        each micro-batch and on each rank: ranks average gradients, hence the factor of their
+        number. Whether to stop is agreed before each step, so all ranks stop together. What follows
+        is taken to last `after` seconds, for which time is left before the job ends.
+
+        Raises:
+            CrossFLError: the loss is not finite, or there was no time for a single step.
+        """
+        task, training = self._task, self._training
+        done = self._begin()
+        budget = Budget(training, notice, done.seconds, after, self.leads)
+        self._model.train()
+        self._coming = self._batches(done.steps)
+        while done.steps < task.local_steps:
+            batches = self._coming
+            spent = budget.spent()
+            said = self._parallel.gather(
+                sum(b.tokens for b in batches),
+                sum(b.read for b in batches),
+                len(batches),
+                spent is not None,
+            )
+            if said[:, 3].any():
+                done.reason = spent or "another rank was told to stop"
+                break
+            tokens, read = (int(n) for n in said[:, :2].sum(0))
+            blank = int(said[:, 2].max()) - len(batches)
+            batches += [batches[-1].blank()] * blank
+            # What a step draws at random follows from its number: nothing is to be remembered.
+            torch.manual_seed(derive_seed(task.seed, str(done.steps), str(self._parallel.rank)))
+            loss = self._step(batches, tokens, learning_rate(done.steps, task, training), done)
+            done.steps, done.samples = done.steps + 1, done.samples + training.batch_size
+            done.tokens, done.read = done.tokens + tokens, done.read + read
+            done.losses.append(loss)
+            done.seconds = budget.used
+            if self._savepoint and done.steps % (training.checkpoint_steps or 1) == 0:
+                self._save(done)
+            progress(
+                "train",
+                step=done.steps,
+                steps=task.local_steps,
+                loss=loss,
+                tokens_per_second=done.tokens / max(done.seconds, 1e-9),
+            )
+        if done.steps == 0:
+            raise CrossFLError(
+                f"{task.facility} had no time for a step in round {task.round}: {done.reason}"
+            )
+        return done
+
+    def account(self, done: Trained) -> dict[str, Any]:
+        """What the training cost, for the manifest; every rank has to ask for it.
+
+        Counts and rates are of all ranks, memory is that of the rank that held most, energy that
+        of the first one's node and GPU.
+        """
+        network, device = self._parallel.whole(self._model), self._parallel.device
+        memory = int(self._parallel.gather(accounting.peak_memory(device)).max())
+        rate = done.read / max(done.seconds, 1e-9)
+        peak = accounting.peak(device, self._training.precision)
+        needed = accounting.operations(network, done.read / max(done.samples, 1))
+        used = rate * needed / (peak * self._parallel.number) if peak and needed else None
+        return {
+            "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
+            "tokens_read": done.read,
+            "bad_samples": len(self._samples.bad),
+            "gradient_noise_scale": done.noise.scale(),
+            "ranks": self._parallel.number,
+            "peak_memory": memory,
+            "flops_utilisation": used,
+            "joules": self._energy.joules(),
+        }
+
+    def save_delta(self, model: Path, directory: Path) -> int:
+        """Write local minus global weights, in files like the model's; their size in bytes.
+
+        The local weights go through `save_pretrained`, so that the names are those of the
+        checkpoint even where the module in memory names or ties its tensors otherwise. Every rank
+        has to call it, for it may hold a shard; the first one writes.
+        """
+        network = self._parallel.whole(self._model)
+        state = None
+        if self._parallel.shards:
+            whole = network.state_dict().items()
+            lean = lora.is_adapter(model)
+            state = {n: full(t) for n, t in whole if lora.MARK in n or not lean}
+        if not self.leads:
+            return 0
+        weights = Tensors.of_model(model)
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
+            keeps = self._residual if self._coding.lossy else None
+            lost = stack.enter_context(keeps.after()) if keeps else None
+            if not lora.save(network, state, Path(scratch)):
+                network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
+            local = Tensors.of_model(Path(scratch))
+            for file in weights.files:
+                carried = self._residual.before(file) if self._residual else None
+                path = directory / delta.file_name(file.path.name)
+                rest = lost / file.path.name if lost else None
+                delta.write(path, Difference(local, file, carried), self._coding, rest)
+        return sum(path.stat().st_size for path in directory.iterdir())
+
+    def keep(self) -> None:
+        """Leave at the facility what its next round starts from, where the record says so.
+
+        That is the optimizer's state and, where the delta is fp32, what its rounding lost: the sum
+        of the received weights and the delta is not always the local weight to the bit.
+        """
+        if self._memory is None:
+            return
+        kept = state_of(self._optimizer, self._parameters)
+        if self._training.encoding == "fp32":
+            for (name, local), base in zip(self._parameters.items(), self._anchors, strict=True):
+                values, origin = full(local), full(base)
+                kept[ROUNDING + name] = values - (origin + (values - origin))
+        if self.leads:
+            with self._memory.after() as folder:
+                save_file(kept, folder / KEPT)
+
+    def forget(self) -> None:
+        """Remove what was kept for another attempt: the update is delivered."""
+        if self._savepoint and self.leads:
+            self._savepoint.remove()
+
+    def _begin(self) -> Trained:
+        """Go on from the savepoint, or from the last round's optimizer, or from nothing."""
+        if self._training.proximal_mu > 0 or self._memory:
+            self._anchors = [p.detach().clone() for p in self._parameters.values()]
+        if self._savepoint and (found := self._savepoint.read()):
+            families, counts = found
+            self._load(families["model"])
+            restore(self._optimizer, self._parameters, families["optimizer"])
+            return Trained(**counts | {"noise": GradientNoise(**counts["noise"])})
+        if self._memory and self._memory.before:
+            kept = TensorFile(self._memory.before / KEPT)
+            try:
+                restore(self._optimizer, self._parameters, Tensors([kept.path]))
+            except (KeyError, RuntimeError):
+                raise CrossFLError(
+                    f"{kept.path} is of another model: remove {self._memory.folder}"
+                ) from None
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    if ROUNDING + name in kept.entries:
+                        parameter.add_(placed(kept.tensor(ROUNDING + name), parameter))
+        return Trained()
+
+    def _load(self, weights: Tensors) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(placed(weights[name], parameter))
+
+    def _save(self, done: Trained) -> None:
+        model = {name: full(parameter) for name, parameter in self._parameters.items()}
+        optimizer = state_of(self._optimizer, self._parameters)
+        if self._savepoint and self.leads:
+            self._savepoint.write({"model": model, "optimizer": optimizer}, done)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """This rank's share of the samples of a step, in micro-batches; none after the last."""
+        training, size = self._training, self._training.batch_size
+        mine = self._order[step * size : (step + 1) * size][
+            self._parallel.rank :: self._parallel.number
+        ]
+        encoded = [
+            datasets.encode(self._samples[i], self._tokenizer, training.sequence_length)
+            for i in mine
+        ]
+        packs = training.batching == "packed"
+        rows = rows_of(encoded, training.sequence_length if packs else None)
+        most = training.micro_batch or size
+        return [
+            batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)
+        ]
+
+    def _step(self, batches: Sequence[Batch], tokens: int, rate: float, done: Trained) -> float:
+        """One step of the optimizer; the mean loss of its batch in nats per token."""
+        parallel, training = self._parallel, self._training
+        scale = parallel.number / max(tokens, 1)
+        total, first = torch.zeros((), device=parallel.device), 0.0
+        # The noise shows in the gradient of a part of the batch, before ranks have averaged it.
+        probes = len(batches) > 1 and not parallel.shards
+        for i, batch in enumerate(batches):
+            with parallel.alone(self._model, i < len(batches) - 1):
+                with parallel.autocast():
+                    loss = summed_loss(self._model, batch)
+                torch.autograd.backward(loss * scale)
+            total += loss.detach()
+            if i == 0 and probes and batch.tokens:
+                first = norm(self._gradients()) * tokens / (parallel.number * batch.tokens)
+        self._coming = self._batches(done.steps + 1)  # while a GPU still computes
+        summed = float(parallel.gather(float(total))[:, 0].sum())
+        if not math.isfinite(summed):
+            raise CrossFLError(
+                f"the loss of {self._task.facility} is {summed} at step {done.steps + 1} of round "
+                f"{self._task.round}: lower training.learning_rate, or look at the data"
+            )
+        if probes and batches[0].tokens:
+            done.noise.add(batches[0].tokens, first, tokens, norm(self._gradients()))
+        parameters = list(self._parameters.values())
+        if training.proximal_mu:
+            pull_back(parallel.whole(self._model), self._anchors, training.proximal_mu)
+        if training.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return summed / max(tokens, 1)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]

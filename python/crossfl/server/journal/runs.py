@@ -1,0 +1,91 @@
+"""The runs in a journal: list them, remove them, let one go on with another configuration."""
+
+import argparse
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from crossfl.errors import CrossFLError
+from crossfl.server.journal import journal
+from crossfl.server.state import ServerState
+from crossfl.steps.report import size
+
+FOLDER = Path(journal.JOURNALS)
+
+
+def journals(given: Path | None) -> list[Path]:
+    """The journal that was named, by flag or variable, or else all in `.crossfl`."""
+    if named := given or journal.here():
+        return [named]
+    return sorted(p for p in FOLDER.glob("*") if p.is_dir())
+
+
+def disk_use(paths: Iterable[Path]) -> int:
+    """Bytes on the disk under some directories, a file with several names counted once."""
+    files = {}
+    for path in paths:
+        for each in path.rglob("*"):
+            if each.is_file():
+                facts = each.stat()
+                files[facts.st_dev, facts.st_ino] = facts.st_size
+    return sum(files.values())
+
+
+def describe(run: journal.Run) -> str:
+    """One line about a run."""
+    rounds = run.rounds()
+    done = "no round"
+    if rounds:
+        try:
+            state = ServerState.load(rounds[-1] / journal.STATE)
+            done = f"round {state.round} of {state.rounds}"
+        except CrossFLError:
+            done = "damaged"
+    status = "finished" if run.finished else "forked" if run.forked else "goes on"
+    kept = f"{len(rounds)} kept"
+    return f"{run.path.name}  {done:<18} {status:<9} {kept:<8} {size(disk_use([run.path])):>8}"
+
+
+def chosen(names: Sequence[str], places: Sequence[Path]) -> list[journal.Run]:
+    """The runs of these names.
+
+    Raises:
+        CrossFLError: there is no such run.
+    """
+    found = {p.name: p for place in places for p in place.glob("*") if (p / journal.RUN).exists()}
+    if missing := [name for name in names if name not in found]:
+        where = ", ".join(str(place) for place in places) or FOLDER
+        raise CrossFLError(f"no run {missing[0]!r} in {where}; 'crossfl runs' lists them")
+    return [journal.Run(found[name], {}) for name in names]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `crossfl runs`."""
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "rm", "fork"), default="list", help="default: list"
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="for rm and fork: which")
+    parser.add_argument(
+        "--journal", type=Path, help="default: CROSSFL_JOURNAL, or all journals in .crossfl/"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """List, remove, or let go on with another configuration."""
+    places = journals(args.journal)
+    if args.action == "list":
+        for place in places:
+            print(f"{place}  {size(disk_use([place]))}")
+            for run in journal.runs(place):
+                print(f"  {describe(run)}")
+        return
+    if not args.runs:
+        raise CrossFLError(f"name the runs to {args.action}: 'crossfl runs' lists them")
+    for run in chosen(args.runs, places):
+        with journal.acquire(run.path.parent):  # none that is going on
+            if args.action == "rm":
+                shutil.rmtree(run.path)
+                print(f"removed {run.path}")
+            else:
+                journal.Run.load(run.path).save(forked=True)
+                print(f"{run.path} goes on with whatever configuration it is run with next")

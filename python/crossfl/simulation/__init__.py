@@ -1,0 +1,1 @@
+"""Federations without an engine."""

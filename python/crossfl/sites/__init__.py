@@ -1,0 +1,1 @@
+"""Bringing a facility into a federation."""

@@ -1,0 +1,1 @@
+"""Looking at every facility before a job is spent."""

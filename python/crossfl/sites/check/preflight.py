@@ -1,0 +1,75 @@
+"""Look at facilities through the engine's own connectors: what is checked is what will run."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from streamflow.core.deployment import Connector
+from streamflow.deployment.connector import connector_classes
+from streamflow.log_handler import logger
+
+from crossfl.engine.connectors.queue import QueueConnector
+from crossfl.engine.connectors.ssh import SSHConnector
+from crossfl.engine.shutdown import interrupt_on_termination
+from crossfl.sites.bind import engine_validator
+from crossfl.sites.check.check import Finding, Result, Site
+from crossfl.sites.check.queue import QueueVisit
+from crossfl.sites.check.visit import CONNECT, Visit, first_line
+
+
+async def run(
+    sites: Sequence[Site], folder: Path, *, room: float, wait: int | None
+) -> list[Result]:
+    """Check the sites, all at once.
+
+    Args:
+        sites: the deployments.
+        folder: that of the StreamFlow file.
+        room: GiB that have to be free in a work folder.
+        wait: seconds that a test job may take; without it none is submitted.
+    """
+    engine_validator()
+    interrupt_on_termination()
+    for each in (logger, logging.getLogger("asyncssh")):  # what they would say, the table says
+        each.setLevel(logging.CRITICAL)
+    wire = asyncio.Lock()
+    found = await asyncio.gather(
+        *(examine(site, folder.resolve(), wire, room=room, wait=wait) for site in sites)
+    )
+    return [result for results in found for result in results]
+
+
+async def examine(
+    site: Site, folder: Path, wire: asyncio.Lock, *, room: float, wait: int | None
+) -> list[Result]:
+    """Every check that makes sense at one site."""
+    try:
+        connector = connect(site, folder)
+    except Exception as error:
+        finding = Finding("fail", first_line(error), "correct its `config`")
+        return [Result(site.name, "deployment", *finding)]
+    queued = isinstance(connector, QueueConnector)
+    visit = QueueVisit(site, connector, wait) if queued else Visit(site, connector)
+    try:
+        await visit.examine(room, wire)
+    finally:
+        await visit.leave()
+    return visit.results
+
+
+def connect(site: Site, folder: Path) -> Connector:
+    """The connector of a site, as the engine makes it, but one that gives up sooner."""
+    config: dict[str, Any] = dict(site.config)
+    kind = connector_classes[site.kind]
+    if issubclass(kind, SSHConnector):
+        config["retries"] = 1
+        config["connectTimeout"] = min(CONNECT, config.get("connectTimeout", CONNECT))
+    if issubclass(kind, QueueConnector):
+        if site.wraps:
+            config |= {"connector": connect(site.wraps, folder), "service": site.wraps.service}
+        else:
+            local = connector_classes["local"]("__LOCAL__", str(folder))
+            config |= {"connector": local, "service": None}
+    return kind(site.name, str(folder), **config)

@@ -1,0 +1,198 @@
+"""What is looked at where jobs are queued: the scheduler, and whether it takes and runs a job."""
+
+import asyncio
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from streamflow.core.deployment import Connector
+from streamflow.core.exception import WorkflowException, WorkflowExecutionException
+from streamflow.core.utils import random_name
+
+from crossfl.engine.connectors.pbs import PBSConnector
+from crossfl.engine.connectors.queue import QueueConnector
+from crossfl.sites.check import look
+from crossfl.sites.check.check import Finding, Site
+from crossfl.sites.check.visit import LIMIT, Visit, first_line, lines_of, seen, versions
+
+COMMANDS = {
+    "Slurm": ("sbatch", "squeue", "scontrol", "scancel"),
+    "PBS": ("qsub", "qstat", "qdel"),
+}
+SUBMIT = "sbatch --parsable"
+"""How the engine submits to Slurm."""
+TEST_SECONDS = 60
+"""Wall-clock limit of the test job."""
+
+
+class TestOnly:
+    """Stands in for the connection of a Slurm connector: what it submits is only tried out."""
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+
+    async def run(self, *, command: Sequence[str], **more: Any) -> tuple[str, int] | None:
+        """Run a command, with a flag for `sbatch` that the engine cannot give.
+
+        Raises:
+            WorkflowExecutionException: there is no place for it, and a job would be submitted.
+        """
+        text = " ".join(command)
+        if "sbatch" in text and text.count(SUBMIT) != 1:
+            raise WorkflowExecutionException(f"not tried out, for want of {SUBMIT!r} in: {text}")
+        tried = text.replace(SUBMIT, f"{SUBMIT} --test-only")
+        answer: tuple[str, int] | None = await self._connector.run(command=[tried], **more)
+        return answer
+
+
+class QueueVisit(Visit):
+    """A site with Slurm or PBS; with `wait`, a job is run that may take so many seconds."""
+
+    connector: QueueConnector
+
+    def __init__(self, site: Site, connector: QueueConnector, wait: int | None) -> None:
+        super().__init__(site, connector)
+        self._wait = wait
+
+    @property
+    def login_node(self) -> Connector:
+        """The connector that the scheduler's is wrapped around."""
+        return self.connector.connector
+
+    async def examine(self, room: float, wire: asyncio.Lock) -> None:
+        """The checks of every place, then those of the scheduler."""
+        await super().examine(room, wire)
+        if not hasattr(self, "location"):
+            return
+        if not await self.check("scheduler", self._commands):
+            self.note("all else", Finding("skip", "not tried, for want of a scheduler"))
+            return
+        pbs = isinstance(self.connector, PBSConnector)
+        await self.check("job history", self._pbs_history if pbs else self._slurm_history)
+        await self.check("submission", self._pbs_queue if pbs else self._slurm_test_only)
+        if self._wait is not None:
+            await self.check("test job", self._job, seconds=self._wait + LIMIT)
+
+    async def _commands(self) -> Finding:
+        words = COMMANDS[self.connector.scheduler]
+        answer, _ = await self.ask(
+            f'for c in {" ".join(words)}; do command -v "$c" >/dev/null || echo "$c"; done'
+        )
+        if absent := answer.split():
+            return Finding(
+                "fail",
+                f"no {', '.join(absent)} in the PATH of a login without a terminal",
+                "set PATH in ~/.bashrc there, before it returns for shells without a terminal",
+            )
+        version, _ = await self.ask(f"{words[0]} --version")
+        return Finding("pass", f"{', '.join(words)}; {first_line(version)}")
+
+    async def _pbs_history(self) -> Finding:
+        answer, status = await self.ask("qstat -Bf")
+        if status != 0:
+            return Finding("fail", f"`qstat -Bf`: {first_line(answer)}", "ask the site")
+        if not re.search(r"job_history_enable\s*=\s*True", answer):
+            said = "the server keeps no job history: nobody can know how a job ended"
+            return Finding("fail", said, "ask the site for job_history_enable=True")
+        kept = re.search(r"job_history_duration\s*=\s*(\S+)", answer)
+        return Finding("pass", f"the server keeps it{f' for {kept[1]}' if kept else ''}")
+
+    async def _slurm_history(self) -> Finding:
+        if (await self.ask("sacct -n -X -j 1"))[1] == 0:
+            return Finding("pass", "accounting answers")
+        answer, status = await self.ask("scontrol show config")
+        kept = re.search(r"MinJobAge\s*=\s*(\d+)", answer)
+        if status != 0 or not kept:
+            return Finding("fail", f"`scontrol show config`: {first_line(answer)}", "ask the site")
+        age, needed = int(kept[1]), 2 * self.connector.pollingInterval
+        if age < needed:
+            said = f"no accounting, and the controller forgets a job after {age} s"
+            return Finding("fail", said, f"lower `pollingInterval` to {age // 2} or less")
+        return Finding("pass", f"no accounting, but the controller knows a job for {age} s")
+
+    async def _slurm_test_only(self) -> Finding:
+        """Whether Slurm would take this very script: partition, account and resources."""
+        connector, connection = self.connector, self.connector.connector
+        connector.connector = TestOnly(connection)
+        try:
+            # The engine's own way to submit; ours would then look for the id of a job.
+            answer = await super(QueueConnector, connector)._run_batch_command(
+                command=self.rendered("true"),
+                environment=self.location.environment,
+                job_name=look.MARK,
+                location=self.location,
+            )
+        except WorkflowException as error:
+            said = str(error).partition("to Slurm: ")[2] or str(error)
+            return Finding("fail", lines_of(said, ("rror", "fail")), self._remedy(said))
+        finally:
+            connector.connector = connection
+        start = re.search(r"to start at (\S+)", answer)
+        return Finding("pass", f"accepted{f', would start at {start[1]}' if start else ''}")
+
+    async def _pbs_queue(self) -> Finding:
+        """Whether the queue is open: PBS has no way to try a submission."""
+        script = self.site.script.read_text() if self.site.script else ""
+        directive = re.search(r"^#PBS\s+-q\s+(\S+)", script, re.MULTILINE)
+        service = self.connector.services.get(self.site.service)
+        queue = (service and service.destination) or (directive and directive[1])
+        if not queue:
+            return Finding("skip", "the server's default queue; --submit tries a job")
+        answer, status = await self.ask(f"qstat -Qf {shlex.quote(queue)}")
+        if status != 0:
+            remedy = f"{self.setting('queue')}, one of `qstat -Q`"
+            return Finding("fail", f"queue {queue}: {first_line(answer)}", remedy)
+        closed = [key for key in ("enabled", "started") if re.search(rf"{key}\s*=\s*False", answer)]
+        if closed:
+            said = f"queue {queue} is not {' and not '.join(closed)}"
+            return Finding("fail", said, f"wait for it, or {self.setting('queue')}")
+        return Finding("pass", f"queue {queue} is open; the account is judged with --submit only")
+
+    async def _job(self) -> Finding:
+        """A job of the real script, by the engine's own way, which cancels it with the check."""
+        begun, folder = time.monotonic(), self.site.workdir
+        if folder:
+            await self.ask(f"mkdir -p {shlex.quote(folder)}")
+        try:
+            answer = await asyncio.wait_for(
+                self.connector.run(
+                    location=self.location,
+                    command=[self.looking("job")],
+                    workdir=folder,
+                    job_name=f"/{look.MARK}-{random_name()}/0",
+                    timeout=TEST_SECONDS,
+                    capture_output=True,
+                ),
+                self._wait,
+            )
+        except TimeoutError:
+            remedy = "look at the queue there, or give it longer with --wait"
+            return Finding("fail", f"not over within {self._wait} s, and cancelled", remedy)
+        except WorkflowException as error:
+            return Finding("fail", str(error), self._remedy(str(error)))
+        output, status = answer or ("", 1)
+        found = seen(output)
+        if status != 0 or not found:
+            said = f"it ended with {status}: {lines_of(output, ('rror',))}"
+            return Finding("fail", said, f"see {self.site.script}")
+        took = f"on {found['host']}, {time.monotonic() - begun:.0f} s after its submission"
+        if found["absent"]:
+            remedy = f"{self.setting('data')}, on a file system that compute nodes have"
+            return Finding("fail", f"no dataset {', '.join(found['absent'])} {took}", remedy)
+        if found["no_launcher"]:
+            said = f"no {found['no_launcher'][0]} in the PATH of the job, {took}"
+            return Finding("fail", said, f"load its module: {self.setting('modules')}")
+        if found["no_staging"]:
+            said = f"{found['no_staging'][0]} is no folder that the job can write to, {took}"
+            return Finding("fail", said, f"{self.setting('staging')}, or leave it out")
+        if (other := versions(found)).status == "fail":
+            return other
+        return Finding("pass", f"ran {took}; GPUs that torch sees: {found['gpus']}")
+
+    def _remedy(self, said: str) -> str:
+        for word in ("account", "partition", "qos", "queue"):
+            if re.search(rf"\b{word}\b", said, re.IGNORECASE):
+                return f"{self.setting(word)}, one that is yours there"
+        return f"see {self.site.script}: what it asks for"
