@@ -196,7 +196,7 @@ def decode(content: bytes, kind: type[M], what: str) -> M:
         raise CrossFLError(f"{what} is not a manifest made by crossfl: it names no kind")
     if head.kind != (wanted := kind_of(kind)):
         raise CrossFLError(
-            f"{what} describes {_a(quoted(head.kind)[1:-1])}, where {_a(wanted)} was expected"
+            f"{what} describes {an(quoted(head.kind)[1:-1])}, where {an(wanted)} was expected"
         )
     if head.format != FORMAT:
         raise CrossFLError(f"{what} has format {head.format}; this crossfl reads format {FORMAT}")
@@ -216,5 +216,6 @@ def seal(manifest: Manifest) -> str:
     ).hexdigest()
 
 
-def _a(noun: str) -> str:
+def an(noun: str) -> str:
+    """A noun with its article."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

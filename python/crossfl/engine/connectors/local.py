@@ -22,7 +22,7 @@ from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.observe import progress
-from crossfl.server.journal.journal import VARIABLE as JOURNAL
+from crossfl.protocol.variables import JOURNAL
 from crossfl.server.journal.journal import acquire
 
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"

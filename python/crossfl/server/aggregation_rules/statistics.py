@@ -1,4 +1,4 @@
-"""The updates of one round, as the combinations see them."""
+"""The updates of one round, as the aggregation rules see them."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Cohort:
+class UpdateStatistics:
     """Facilities in sorted order; every list is in that order."""
 
     shares: list[float]
     """Shares by the record's weighting; they sum to 1."""
-    steps: list[int]
-    """Local optimizer steps."""
-    dishonest: int
+    steps: list[float]
+    """Local optimizer steps that FedNova divides by."""
+    num_byzantine: int
     """How many of the facilities are to be withstood."""
     products: Tensor
     """Inner products of the updates, fp64 [facilities, facilities]; zeros if none were needed."""
