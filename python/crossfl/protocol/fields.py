@@ -25,9 +25,11 @@ END = r"(?![\s\S])"
 """The very end of a text, in Python's and in JSON Schema's expressions; `$` allows a newline."""
 NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}{END}"
 DIGEST = rf"^[0-9a-f]{{64}}{END}"
+SEALED = rf"^([0-9a-f]{{64}})?{END}"
 DEMANDS = {
     NAME: "use letters, digits, '.', '_' and '-', a letter or digit first, 100 characters at most",
     DIGEST: "expected a sha256, 64 hexadecimal digits",
+    SEALED: "expected a sha256, 64 hexadecimal digits",
 }
 """What the expressions ask for, in words."""
 
@@ -98,7 +100,7 @@ class Field:
     def item(self) -> inspect.Type:
         """The type of one value of a list; otherwise that of the value."""
         kind = self.kind
-        return _bare(kind.item_type)[0] if isinstance(kind, inspect.VarTupleType) else kind
+        return bare(kind.item_type)[0] if isinstance(kind, inspect.VarTupleType) else kind
 
     @property
     def described(self) -> str:
@@ -130,11 +132,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: checked however it is made, with errors that name the field."""
 
     def __post_init__(self) -> None:
-        for field in fields_of(type(self)):
-            value = getattr(self, field.name)
-            checked = field.convert(value, label_of(type(self)))
-            if checked is not value:
-                msgspec.structs.force_setattr(self, field.name, checked)
+        try:
+            checked = msgspec.convert(self, _twin(type(self)), from_attributes=True)
+        except msgspec.ValidationError:
+            for field in fields_of(type(self)):  # for a message that names the field
+                field.convert(getattr(self, field.name), label_of(type(self)))
+            raise
+        for name in self.__struct_fields__:
+            value = getattr(checked, name)
+            if value is not getattr(self, name):  # an int for a float, a list for a tuple
+                msgspec.structs.force_setattr(self, name, value)
 
     @classmethod
     def parse(cls, values: object) -> Self:
@@ -188,8 +195,15 @@ def fields_of(record: type[msgspec.Struct]) -> tuple[Field, ...]:
             choices=_choices(field.type),
         )
         for field, info in zip(msgspec.structs.fields(record), described, strict=True)
-        for kind, extra in (_bare(info.type),)
+        for kind, extra in (bare(info.type),)
     )
+
+
+@functools.cache
+def _twin(record: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The same fields in a type without checks of its own: msgspec checks them in one call."""
+    fields = msgspec.structs.fields(record)
+    return msgspec.defstruct(record.__name__, [(field.name, field.type) for field in fields])
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:
@@ -216,7 +230,7 @@ def check_name(what: str, name: str) -> None:
         raise CrossFLError(f"{what} {quoted(name)}: {DEMANDS[NAME]}") from None
 
 
-def _bare(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
+def bare(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
     """A type without None and metadata, and the metadata: `description` and what is extra."""
     extra: dict[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
@@ -256,7 +270,7 @@ def _demands(kind: inspect.Type, value: Any, strict: bool) -> Iterator[str]:
         if not isinstance(value, list | tuple):
             yield "expected a list"
         for item in value if isinstance(value, list | tuple) else ():
-            yield from _demands(_bare(kind.item_type)[0], item, strict)
+            yield from _demands(bare(kind.item_type)[0], item, strict)
         if kind.max_length is not None and len(value) > kind.max_length:
             yield f"it must have at most {kind.max_length} items"
     elif isinstance(kind, inspect.IntType | inspect.FloatType):
