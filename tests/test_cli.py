@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CWL, DATA, ROUND, Run
 from crossfl import cli
+from tests.support.paths import CWL, DATA, ROUND
+from tests.support.processes import Run
 
 HEAVY = {
     "plan": {"torch", "numpy", "transformers", "accelerate"},
@@ -23,7 +24,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("verb", HEAVY)
 def test_start_up_is_light(verb: str, run: Run, tmp_path: Path) -> None:
-    loaded = f"import sys, crossfl.{verb}; print(*sys.modules)"
+    loaded = f"import sys, crossfl.steps.{verb}; print(*sys.modules)"
     result = run(sys.executable, "-c", loaded, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not HEAVY[verb] & set(result.stdout.split())

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 REAL = ROOT.parent / "shared" / "data"
 SCORES = {"bilingual": "bits_per_byte", "chemistry": "exact_match", "vision": "accuracy"}
 
