@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
-from crossfl.protocol.records import Allowance
+from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.schedule import effective_steps
 from crossfl.protocol.state import ServerState
 from crossfl.protocol.text import printable

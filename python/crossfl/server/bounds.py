@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.manifest import UpdateManifest
-from crossfl.protocol.records import Allowance
+from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.state import ServerState
 
 LARGEST_NORM = 1e18

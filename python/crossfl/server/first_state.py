@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.layout import MASTER
+from crossfl.protocol.records import Aggregation
 from crossfl.server import optimizers
 from crossfl.server.averaging.walk import pieces
 from crossfl.storage.checkpoint import INDEX, Tensors

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.layout import GLOBAL_MODEL, MANIFEST, SERVER_STATE, SIGNERS, STATE
 from crossfl.protocol.manifest import StateManifest
-from crossfl.protocol.records import Retention
+from crossfl.protocol.records import Aggregation, Retention
 from crossfl.server import state as server_state
 from crossfl.storage import manifest
 from crossfl.storage.files import link_tree, publish

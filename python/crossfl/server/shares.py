@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 from crossfl.server.admission import Update
 
 

@@ -17,10 +17,10 @@ from types import MappingProxyType
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol import decoding
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.history import RoundEntry, decode_line, encode_line
 from crossfl.protocol.layout import HELD_UPDATES, HISTORY, SERVER_STATE, SIGNERS
 from crossfl.protocol.manifest import StateManifest
+from crossfl.protocol.records import Aggregation
 from crossfl.protocol.state import LARGEST_STATE, ServerState
 from crossfl.storage import manifest
 from crossfl.storage.files import concatenate, link, write_bytes

@@ -10,12 +10,11 @@ from typing import Any
 from crossfl.errors import CrossFLError
 from crossfl.learning.first_model import write_first_model
 from crossfl.observe.progress import Progress
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.flags import add_flags, from_flags, from_flags_if_any, from_words
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.participation import check_rounds
-from crossfl.protocol.records import BYTES, Facility, Lora, Retention
+from crossfl.protocol.records import BYTES, Aggregation, Facility, Lora, Retention
 from crossfl.protocol.state import ServerState
 from crossfl.server import aggregation_rules, first_state
 from crossfl.server import state as server_state

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from crossfl.observe.progress import Progress
 from crossfl.protocol.flags import add_flags, from_flags, from_words
-from crossfl.protocol.records import Facility
-from crossfl.protocol.training import Training
+from crossfl.protocol.records import Facility, Training
 from crossfl.server import state as server_state
 from crossfl.server.journal import journal
 from crossfl.server.planning.fixed import plan

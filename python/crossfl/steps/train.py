@@ -16,8 +16,7 @@ from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.manifest import ModelManifest, UpdateManifest
 from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
-from crossfl.protocol.records import Task
-from crossfl.protocol.training import Training
+from crossfl.protocol.records import Task, Training
 from crossfl.steps import failure, outputs
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import check_vacant, publish

@@ -8,9 +8,7 @@ from urllib.parse import unquote
 import yaml
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.aggregation import Aggregation
-from crossfl.protocol.records import BYTES, Facility, Lora, Retention
-from crossfl.protocol.training import Training
+from crossfl.protocol.records import BYTES, Aggregation, Facility, Lora, Retention, Training
 
 
 @dataclass(frozen=True, kw_only=True)

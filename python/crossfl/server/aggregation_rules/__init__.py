@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 from crossfl.server.aggregation_rules import coordinatewise, fednova, krum, mean
 from crossfl.server.aggregation_rules.geometric_median import geometric_median
 from crossfl.server.aggregation_rules.statistics import UpdateStatistics

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 from crossfl.server.optimizers import diloco, fedavg, fedavgm
 from crossfl.server.optimizers.adaptive import FedAdagrad, FedAdam, FedYogi
 

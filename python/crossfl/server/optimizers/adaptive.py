@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 
 
 class _Adaptive(Protocol):

@@ -6,7 +6,7 @@ rate η, as `torch.optim.SGD(nesterov=True)`: m ← μm + g; x ← x − η(g + 
 
 from torch import Tensor, zeros_like
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 
 LEARNING_RATE = 0.7
 

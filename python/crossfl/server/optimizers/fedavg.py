@@ -6,7 +6,7 @@ rate η: x ← x + ηΔ.
 
 from torch import Tensor, add
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 
 LEARNING_RATE = 1.0
 

@@ -6,7 +6,7 @@ learning rate η: v ← βv + Δ; x ← x + ηv.
 
 from torch import Tensor, zeros_like
 
-from crossfl.protocol.aggregation import Aggregation
+from crossfl.protocol.records import Aggregation
 
 LEARNING_RATE = 1.0
 

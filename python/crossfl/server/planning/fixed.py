@@ -7,10 +7,9 @@ from typing import NamedTuple
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import LARGEST_INT
 from crossfl.protocol.participation import Purpose, check_rounds, takes_part
-from crossfl.protocol.records import Allowance, Facility, Task, allowance_of
+from crossfl.protocol.records import Allowance, Facility, Task, Training, allowance_of
 from crossfl.protocol.seeds import derive_seed
 from crossfl.protocol.state import ServerState
-from crossfl.protocol.training import Training
 
 
 class Plan(NamedTuple):
