@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossfl.errors import CrossFLError
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Aggregation
 from crossfl.server import admission
 from crossfl.server.admission import BelowQuorumError, Excluded, Refused, Update

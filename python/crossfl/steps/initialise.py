@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfl.errors import CrossFLError
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import (
     BYTES,
     Aggregation,

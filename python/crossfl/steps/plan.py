@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from crossfl.errors import CrossFLError
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Facility, Task, Training, add_flags, from_flags, from_words
 from crossfl.server.journal import journal
 from crossfl.server.state import ServerState

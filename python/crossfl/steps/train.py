@@ -12,7 +12,7 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import launcher, place
 from crossfl.facility.staging import staged
 from crossfl.facility.time_budget import Notice
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training, add_flags, from_flags
 from crossfl.storage import files, manifest, signature
 
