@@ -98,7 +98,7 @@ class Field:
     def item(self) -> inspect.Type:
         """The type of one value of a list; otherwise that of the value."""
         kind = self.kind
-        return _bare(kind.item_type)[0] if isinstance(kind, inspect.VarTupleType) else kind
+        return bare(kind.item_type)[0] if isinstance(kind, inspect.VarTupleType) else kind
 
     @property
     def described(self) -> str:
@@ -188,7 +188,7 @@ def fields_of(record: type[msgspec.Struct]) -> tuple[Field, ...]:
             choices=_choices(field.type),
         )
         for field, info in zip(msgspec.structs.fields(record), described, strict=True)
-        for kind, extra in (_bare(info.type),)
+        for kind, extra in (bare(info.type),)
     )
 
 
@@ -216,7 +216,7 @@ def check_name(what: str, name: str) -> None:
         raise CrossFLError(f"{what} {quoted(name)}: {DEMANDS[NAME]}") from None
 
 
-def _bare(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
+def bare(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
     """A type without None and metadata, and the metadata: `description` and what is extra."""
     extra: dict[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
@@ -256,7 +256,7 @@ def _demands(kind: inspect.Type, value: Any, strict: bool) -> Iterator[str]:
         if not isinstance(value, list | tuple):
             yield "expected a list"
         for item in value if isinstance(value, list | tuple) else ():
-            yield from _demands(_bare(kind.item_type)[0], item, strict)
+            yield from _demands(bare(kind.item_type)[0], item, strict)
         if kind.max_length is not None and len(value) > kind.max_length:
             yield f"it must have at most {kind.max_length} items"
     elif isinstance(kind, inspect.IntType | inspect.FloatType):

@@ -1,27 +1,34 @@
-"""The records that cross the workflow: who takes part, what is asked of it, what is kept.
+"""The records that cross the workflow: who takes part, what is asked of it, how, what is kept.
 
 Each is one CWL record in `steps/types/` and one group of command-line flags; both follow from the
-declarations here. `crossfl.protocol.training` and `crossfl.protocol.aggregation` have the others.
+declarations here.
 """
 
+import sys
 from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from crossfl.protocol.fields import (
     LARGEST_INT,
     Amount,
     Decay,
     Digest,
+    File,
     Label,
     Name,
     Natural,
+    Number,
     Positive,
     Record,
+    Seconds,
+    Share,
     doc,
 )
-from crossfl.protocol.training import Schedule, Training
 
 BYTES = "bytes"
 """The tokenizer that is not a directory."""
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Facility(Record, frozen=True, kw_only=True):
@@ -93,6 +100,76 @@ class Allowance(Record, frozen=True, kw_only=True):
     warmup_steps: Annotated[Natural, doc("Steps of linear warm-up, once per federation.")] = 0
 
 
+class Training(Record, frozen=True, kw_only=True):
+    """How a facility trains and what it sends back."""
+
+    batch_size: Annotated[Positive, doc("Samples per optimizer step, over all ranks.")] = 8
+    sequence_length: Annotated[
+        int, Meta(ge=2, le=LARGEST_INT), doc("Longest sample, in tokens.")
+    ] = 512
+    learning_rate: Annotated[Amount, doc("Peak learning rate of AdamW.")] = 3e-4
+    schedule: Annotated[
+        Schedule, doc("Learning rate after the warm-up, down to 0 at the last round.")
+    ] = "constant"
+    warmup_steps: Annotated[Natural, doc("Steps of linear warm-up, once per federation.")] = 0
+    weight_decay: Annotated[Amount, doc("Weight decay of AdamW.")] = 0.0
+    max_grad_norm: Annotated[Amount, doc("Largest norm of the gradient; 0 never clips.")] = 1.0
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        doc("Arithmetic of forward and backward pass; weights and optimizer are fp32."),
+    ] = "fp32"
+    micro_batch: Annotated[
+        Positive | None,
+        doc("Rows of one forward pass on each rank; unset, its whole share of the batch."),
+    ] = None
+    packing: Annotated[
+        bool, doc("Put as many samples into a row as fit; they do not see each other.")
+    ] = False
+    attention: Annotated[
+        Literal["auto", "eager", "sdpa", "flash_attention_2"],
+        doc("How attention is computed; auto is the best the model has."),
+    ] = "auto"
+    activation_checkpointing: Annotated[
+        bool, doc("Compute activations again in the backward pass instead of keeping them.")
+    ] = False
+    compile: Annotated[bool, doc("Run the model through torch.compile.")] = False
+    sharding: Annotated[
+        Literal["none", "fsdp"],
+        doc("Whether each rank holds the whole model or a shard of it."),
+    ] = "none"
+    local_optimizer: Annotated[
+        Literal["reset", "keep"],
+        doc("Whether the optimizer starts anew in each round or stays, at the facility."),
+    ] = "reset"
+    max_seconds: Annotated[
+        Seconds | None,
+        doc("Longest training in a round, in seconds; what was done till then is delivered."),
+    ] = None
+    reserve_seconds: Annotated[
+        Seconds,
+        doc("Seconds before the end of its job at which training stops, to deliver."),
+    ] = 120.0
+    checkpoint_steps: Annotated[
+        Positive | None,
+        doc("Steps between checkpoints kept at the facility for a second attempt; unset, none."),
+    ] = None
+    proximal_mu: Annotated[
+        Amount, doc("Weight of FedProx's pull towards the global model; 0 is none.")
+    ] = 0.0
+    encoding: Annotated[
+        Literal["fp32", "bf16", "fp16", "int8", "int4", "topk"],
+        doc("How the delta is written for the journey."),
+    ] = "fp32"
+    topk_fraction: Annotated[Share, doc("Share of its values that a topk delta keeps.")] = 0.05
+    validation_samples: Annotated[
+        Positive | None, doc("Validation samples to use, the first ones; unset, all.")
+    ] = None
+    max_new_tokens: Annotated[Positive, doc("Longest completion to generate, in tokens.")] = 64
+    threads: Annotated[
+        Positive | None, doc("CPU threads of each rank; unset, OMP_NUM_THREADS or every core.")
+    ] = None
+
+
 class Lora(Record, frozen=True, kw_only=True):
     """An adapter to train in place of the whole model, and the base that it is for."""
 
@@ -113,6 +190,96 @@ class Lora(Record, frozen=True, kw_only=True):
     factors: Annotated[
         Literal["both", "b"], doc("Whether A and B learn, or B alone, which averages exactly.")
     ] = "both"
+
+
+class Aggregation(Record, frozen=True, kw_only=True):
+    """How updates become the next global model, and when to stop before the last round."""
+
+    server_optimizer: Annotated[
+        Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"],
+        doc("Server optimizer, which applies the combined delta."),
+    ] = "fedavg"
+    aggregation_rule: Annotated[
+        Literal[
+            "mean", "fednova", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"
+        ],
+        doc("How the deltas of a round become one."),
+    ] = "mean"
+    model_dtype: Annotated[
+        Literal["keep", "fp32", "bf16"],
+        doc("Number format in which the global model travels; keep is that of its files."),
+    ] = "keep"
+    weighting: Annotated[
+        Literal["tokens", "samples", "steps", "equal"],
+        doc("What a facility's weight is proportional to."),
+    ] = "tokens"
+    max_share: Annotated[
+        Share | None,
+        doc("Largest share of one facility in the mean; the rest is spread over the others."),
+    ] = None
+    server_learning_rate: Annotated[
+        Amount | None,
+        doc(
+            "Step of the server optimizer; unset, 1.0, for diloco 0.7, for the adaptive ones 0.01."
+        ),
+    ] = None
+    server_momentum: Annotated[Decay, doc("Momentum of fedavgm, Nesterov momentum of diloco.")] = (
+        0.9
+    )
+    beta1: Annotated[Decay, doc("Decay of the mean in fedadam, fedyogi and fedadagrad.")] = 0.9
+    beta2: Annotated[Decay, doc("Decay of the mean square in fedadam and fedyogi.")] = 0.99
+    tau: Annotated[
+        float,
+        Meta(ge=1e-18, le=1e9),
+        doc("What fedadam, fedyogi and fedadagrad add to the root of the mean square."),
+    ] = 1e-3
+    num_byzantine: Annotated[
+        Natural, doc("Facilities that trimmed_mean, krum and multi_krum are to withstand.")
+    ] = 1
+    quorum: Annotated[
+        Positive | None, doc("Updates that a round needs; unset, one from every facility.")
+    ] = None
+    quorum_share: Annotated[
+        Share | None,
+        doc("Share of the federation's weight that a round needs; unset, the quorum alone counts."),
+    ] = None
+    below_quorum: Annotated[
+        Literal["stop", "skip", "wait"],
+        doc("Below the quorum, stop, skip the round, or wait and ask again who was missing."),
+    ] = "stop"
+    wait_seconds: Annotated[
+        Seconds, doc("Seconds to wait below the quorum before asking again.")
+    ] = 300.0
+    max_weight: Annotated[
+        Positive | None,
+        doc("Largest weight, in the unit of the weighting, that an update may claim."),
+    ] = None
+    max_norm: Annotated[Amount, doc("Largest L2 norm that an update may have.")] = 1e6
+    max_norm_ratio: Annotated[
+        Annotated[float, Meta(ge=1, le=sys.float_info.max)] | None,
+        doc(
+            "Largest norm of an update per unit of training, over the median of the round's (from "
+            "3 updates on) and over that of the facility's own last rounds."
+        ),
+    ] = 10.0
+    target_loss: Annotated[
+        Number | None,
+        doc("Stop when the mean validation loss (nats per token) is no more than this."),
+    ] = None
+    budget_seconds: Annotated[
+        Seconds | None, doc("Start no round later than this many seconds after the first.")
+    ] = None
+    signers: Annotated[
+        File | None,
+        doc(
+            "OpenSSH allowed-signers file; with it, only updates and evaluations signed by their "
+            "facility's key count."
+        ),
+    ] = None
+
+    def learning_rate(self, default: float) -> float:
+        """The server learning rate in force, given that of the server optimizer."""
+        return default if self.server_learning_rate is None else self.server_learning_rate
 
 
 class Retention(Record, frozen=True, kw_only=True):

@@ -2,8 +2,7 @@
 
 import math
 
-from crossfl.protocol.records import Allowance
-from crossfl.protocol.training import Schedule
+from crossfl.protocol.records import Allowance, Schedule
 
 LEAST = 0.01
 """Least effective steps of a step: the last steps of a schedule hardly move the weights."""

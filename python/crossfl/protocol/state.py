@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from crossfl.protocol.aggregation import Aggregation
 from crossfl.protocol.fields import (
     Amount,
     Count,
@@ -25,7 +24,7 @@ from crossfl.protocol.fields import (
     doc,
 )
 from crossfl.protocol.manifest import FORMAT
-from crossfl.protocol.records import Retention
+from crossfl.protocol.records import Aggregation, Retention
 
 LARGEST_STATE = 16 << 20
 """Bytes of the document of a state; more is refused unread."""

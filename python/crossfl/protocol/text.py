@@ -24,4 +24,7 @@ def printable(text: str, keep: str = "", longest: int | None = None) -> str:
 
 def quoted(value: object, longest: int = 60) -> str:
     """A value as Python writes it, printable and short, for an error message."""
-    return printable(repr(value), longest=longest)
+    try:
+        return printable(repr(value), longest=longest)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of too many digits"
