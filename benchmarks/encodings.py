@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from crossfl.observe import progress
+from crossfl.protocol import variables
 from crossfl.protocol.records import Aggregation, Training, choices_of
 from crossfl.server.state import ServerState
 from crossfl.simulation.simulate import playing_every_facility
@@ -198,7 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
     args = parser.parse_args()
-    os.environ[progress.VARIABLE] = os.devnull
+    os.environ[variables.PROGRESS] = os.devnull
     job, outcomes = Job.load(args.job), []
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if args.results.exists():

@@ -19,7 +19,7 @@ from crossfl.learning.datasets import Encoded, encode, read
 from crossfl.learning.models.model import summed_loss
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.learning.training import KEPT, Trained, Trainer
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
 from tests.support.paths import DATA, ROUND

@@ -13,7 +13,7 @@ from crossfl.facility import launcher
 from crossfl.facility.place import DATA
 from crossfl.facility.time_budget import Notice
 from crossfl.learning.training import Trainer
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
 
 if __name__ == "__main__":

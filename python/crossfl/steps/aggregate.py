@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.flags import from_words
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
 from crossfl.protocol.records import Allowance

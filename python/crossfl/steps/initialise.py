@@ -9,7 +9,7 @@ from typing import Any
 
 from crossfl.errors import CrossFLError
 from crossfl.learning.first_model import write_first_model
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.flags import add_flags, from_flags, from_flags_if_any, from_words
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
 from crossfl.protocol.manifest import ModelManifest

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.flags import add_flags, from_flags, from_words
 from crossfl.protocol.records import Facility, Training
 from crossfl.server import state as server_state

@@ -11,7 +11,7 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import launcher, place, scheduler
 from crossfl.facility.staging import staged
 from crossfl.facility.time_budget import StopSignal
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.manifest import ModelManifest, UpdateManifest
