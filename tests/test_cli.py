@@ -116,12 +116,12 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "2 facilities take part in round 1 of 2, which needs 3",
     ),
     "too few for krum": (
-        lambda _: [*INITIALISE, *CONFIG, *TWO, "--combination", "krum"],
+        lambda _: [*INITIALISE, *CONFIG, *TWO, "--aggregation-rule", "krum"],
         "which needs 5",
     ),
     "decay of 1": (
         lambda _: [*INITIALISE, *CONFIG, "--second-decay", "1"],
-        "aggregation.second_decay is 1.0: it must be below 1",
+        "aggregation.beta2 is 1.0: it must be below 1",
     ),
     "no adaptivity": (
         lambda _: [*INITIALISE, *CONFIG, "--adaptivity", "0"],
@@ -211,7 +211,11 @@ def test_a_full_disk_is_said(
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    for words in ([], ["dance"], ["initialise", *CONFIG, "--strategy", "newton", "--rounds", "1"]):
+    for words in (
+        [],
+        ["dance"],
+        ["initialise", *CONFIG, "--server-optimizer", "newton", "--rounds", "1"],
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 2

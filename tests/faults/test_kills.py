@@ -47,7 +47,7 @@ class Local:
     def change_job(document: dict[str, object]) -> None:
         document["rounds"] = ROUNDS
         document["prompts"] = []
-        document["training"] |= {"validation_samples": 1, "completion_tokens": 1}  # type: ignore[operator]
+        document["training"] |= {"validation_samples": 1, "max_new_tokens": 1}  # type: ignore[operator]
 
     @staticmethod
     def journal(document: dict[str, dict[str, dict[str, object]]]) -> None:

@@ -55,9 +55,9 @@ def long(task: Task) -> Task:
     "changes",
     [
         {"micro_batch": 3},
-        {"batching": "packed"},
-        {"batching": "packed", "micro_batch": 1},
-        {"activations": "recompute"},
+        {"packing": True},
+        {"packing": True, "micro_batch": 1},
+        {"activation_checkpointing": True},
         {"attention": "eager"},
     ],
     ids=str,
@@ -73,7 +73,7 @@ def test_one_process(long: Task, changes: dict[str, Any]) -> None:
     "changes",
     [
         {},
-        {"sharding": "fsdp", "batching": "packed", "micro_batch": 1},
+        {"sharding": "fsdp", "packing": True, "micro_batch": 1},
     ],
     ids=str,
 )

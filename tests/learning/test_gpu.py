@@ -24,8 +24,8 @@ TRAINING = Training(batch_size=8, sequence_length=48, learning_rate=0.01, schedu
     ("changes", "tolerance"),
     [
         ({}, 1e-3),
-        ({"batching": "packed", "micro_batch": 3}, 1e-3),
-        ({"execution": "compiled", "activations": "recompute"}, 1e-3),
+        ({"packing": True, "micro_batch": 3}, 1e-3),
+        ({"compile": True, "activation_checkpointing": True}, 1e-3),
         ({"precision": "bf16"}, 2e-2),
     ],
     ids=str,

@@ -45,7 +45,7 @@ def lora_job(job: Job) -> Job:
         config=CWL / "config.json",
         lora=dataclasses.replace(LORA, base_digest=lora.digest(BASE)),
         training=TRAINING,
-        aggregation=Aggregation(strategy="fedavg"),
+        aggregation=Aggregation(server_optimizer="fedavg"),
         rounds=3,
     )
 

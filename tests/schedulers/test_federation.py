@@ -74,7 +74,7 @@ def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_pat
     data = tmp_path / "data"
     data.mkdir()
     (data / "alpha").symlink_to(place_data(alpha, DATA / "leonardo" / "words"))
-    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    job = job_of([alpha], rounds=1, aggregation={"server_optimizer": "fedavg"})
     node = Path(alpha.facts["home"]) / "node"  # as if it were storage of its own
     node.mkdir(exist_ok=True)
     shutil.chown(node, alpha.facts["username"])
@@ -117,7 +117,7 @@ def test_two_ranks_in_a_container(
     profile, calls = home / ".bash_profile", home / "apptainer.calls"
     calls.unlink(missing_ok=True)
     profile.write_text("PATH=$HOME/bin:$PATH\n")
-    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    job = job_of([alpha], rounds=1, aggregation={"server_optimizer": "fedavg"})
     path = bind([alpha], python, data, job, ranks="2", container=str(python))
     command = [sys.executable, "-m", "crossfl", "check", path.name, "--submit", "--room", "0.1"]
     try:

@@ -190,7 +190,7 @@ _file("no encoding", "encoding_unknown", {"__metadata__": {"encoding": "x"}, "a"
 _file(
     "encoding",
     "topk_of_all",
-    {"__metadata__": {"encoding": "topk", "kept": "7"}, "a": A},
+    {"__metadata__": {"encoding": "topk", "topk_fraction": "7"}, "a": A},
     DATA[:48],
 )
 CODES = {"a": _described("I8", [12], 0, 12), "b": _described("I8", [5], 12, 17)}
@@ -295,7 +295,7 @@ def _topk_positions_beyond_the_cell(federation: Federation, path: Path) -> None:
         "b//position": torch.tensor([0], dtype=torch.uint16),
         "b//value": torch.ones(1).bfloat16(),
     }
-    metadata = {"encoding": "topk", "kept": "0.05"}
+    metadata = {"encoding": "topk", "topk_fraction": "0.05"}
     save_file(tensors, path / "delta.safetensors", metadata=metadata)
     federation.seal(path, "evil")
 
@@ -309,7 +309,7 @@ def _int8_scale_nan(federation: Federation, path: Path) -> None:
 
 
 def _federation(folder: Path, **rules: Any) -> Federation:
-    limits = {"largest_weight": 1000, "largest_norm": 1e6, "largest_norm_ratio": 20.0}
+    limits = {"max_weight": 1000, "max_norm": 1e6, "max_norm_ratio": 20.0}
     return Federation(folder, MODEL, **{**limits, **rules})
 
 
@@ -358,7 +358,7 @@ def test_without_a_quorum_nothing_is_written(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "diloco"])
 def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: str) -> None:
-    federation = Federation(tmp_path, MODEL, strategy=strategy, quorum=1)
+    federation = Federation(tmp_path, MODEL, server_optimizer=strategy, quorum=1)
     good = federation.update("good", GOOD)
     largest = {name: torch.full_like(values, 3e38) for name, values in GOOD.items()}
     out = federation.run([federation.update("evil", largest), good])
@@ -369,7 +369,7 @@ def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: 
 
 def test_a_refused_update_has_no_say_in_others(tmp_path: Path) -> None:
     """Neither by the name that it claims nor by its norm."""
-    federation = Federation(tmp_path, MODEL, quorum=4, largest_norm_ratio=10.0)
+    federation = Federation(tmp_path, MODEL, quorum=4, max_norm_ratio=10.0)
     good = [
         federation.update(f"good{i}", {name: scale * values for name, values in GOOD.items()})
         for i, scale in enumerate((1.0, 1.0, 12.0, 12.0))
@@ -398,7 +398,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_nobody_speaks_who_was_not_asked(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, MODEL, quorum=1, combination="fednova")
+    federation = Federation(tmp_path, MODEL, quorum=1, aggregation_rule="fednova")
     good = federation.update("good", GOOD, steps=5)
     stranger = federation.update("stranger", GOOD, steps=5)
     boasting = federation.update("boasting", GOOD, steps=9007199254740992)

@@ -105,7 +105,13 @@ def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
     from crossfl.steps.initialise import resume
 
     with pytest.raises(CrossFLError, match="a run of diloco cannot go on with fedadam"):
-        resume(run.rounds()[-1], 3, Aggregation(strategy="fedadam"), Retention(), tmp_path / "out")
+        resume(
+            run.rounds()[-1],
+            3,
+            Aggregation(server_optimizer="fedadam"),
+            Retention(),
+            tmp_path / "out",
+        )
 
 
 @pytest.mark.parametrize("damage", ["truncated history", "flipped bit", "half a round"])

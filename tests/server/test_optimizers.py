@@ -49,7 +49,7 @@ def test_sgd_family_is_torch_sgd(case: Any, momentum: float, rate: float) -> Non
         beta = 0.0 if name == "fedavg" else momentum
         if nesterov and beta == 0:
             continue
-        rules = Aggregation(strategy=name, server_momentum=beta, server_learning_rate=rate)
+        rules = Aggregation(server_optimizer=name, server_momentum=beta, server_learning_rate=rate)
         make = lambda p: torch.optim.SGD(p, lr=rate, momentum=beta, nesterov=nesterov)  # noqa: B023, E731
         torch.testing.assert_close(_rounds(rules, *case), _torch_rounds(make, *case))
 
@@ -60,10 +60,10 @@ def test_adaptive_family_is_numpy(case: Any, b1: float, b2: float, tau: float, r
     parameter, deltas = case
     for name in ("fedadam", "fedyogi", "fedadagrad"):
         rules = Aggregation(
-            strategy=name,
-            first_decay=b1,
-            second_decay=b2,
-            adaptivity=tau,
+            server_optimizer=name,
+            beta1=b1,
+            beta2=b2,
+            tau=tau,
             server_learning_rate=rate,
         )
         x = parameter.double().numpy()
@@ -84,9 +84,7 @@ def test_adaptive_family_is_numpy(case: Any, b1: float, b2: float, tau: float, r
 def test_adagrad_without_decay_is_torch_adagrad() -> None:
     generator = torch.Generator().manual_seed(1)
     x, *deltas = (torch.randn(5, 3, generator=generator) for _ in range(4))
-    rules = Aggregation(
-        strategy="fedadagrad", first_decay=0.0, adaptivity=0.1, server_learning_rate=0.3
-    )
+    rules = Aggregation(server_optimizer="fedadagrad", beta1=0.0, tau=0.1, server_learning_rate=0.3)
     make = lambda p: torch.optim.Adagrad(p, lr=0.3, initial_accumulator_value=0.01, eps=0.1)  # noqa: E731
     torch.testing.assert_close(_rounds(rules, x, deltas), _torch_rounds(make, x, deltas))
 
@@ -97,23 +95,23 @@ CLOSED = {
     "fedavgm": ({"server_momentum": 0.5}, [1.0, 2.5]),
     "diloco": ({"server_momentum": 0.5, "server_learning_rate": 1.0}, [1.5, 3.25]),
     "fedadagrad": (
-        {"first_decay": 0.0, "adaptivity": 1e-18, "server_learning_rate": 1.0},
+        {"beta1": 0.0, "tau": 1e-18, "server_learning_rate": 1.0},
         [1.0, 1.0 + 1 / 2**0.5],
     ),
     "fedadam": (
         {
-            "first_decay": 0.5,
-            "second_decay": 0.75,
-            "adaptivity": 1e-18,
+            "beta1": 0.5,
+            "beta2": 0.75,
+            "tau": 1e-18,
             "server_learning_rate": 1.0,
         },
         [1.0, 1.0 + 0.75 / (0.25 * 0.75 + 0.25) ** 0.5],
     ),
     "fedyogi": (
         {
-            "first_decay": 0.5,
-            "second_decay": 0.75,
-            "adaptivity": 1e-18,
+            "beta1": 0.5,
+            "beta2": 0.75,
+            "tau": 1e-18,
             "server_learning_rate": 1.0,
         },
         [1.0, 1.0 + 0.75 / 0.5**0.5],
@@ -121,10 +119,10 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("name", optimizers.STRATEGIES)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_closed_form_through_files(tmp_path: Path, name: str) -> None:
     rules, expected = CLOSED[name]
-    federation = Federation(tmp_path, {"w": torch.zeros(3)}, strategy=name, **rules)
+    federation = Federation(tmp_path, {"w": torch.zeros(3)}, server_optimizer=name, **rules)
     for number, value in enumerate(expected, 1):
         update = federation.update("a", {"w": torch.ones(3)}, name=str(number))
         out = federation.run([update], f"out{number}")

@@ -43,7 +43,9 @@ def test_fedavg_of_one_site_is_its_model() -> None:
 
 
 def test_diloco_is_sgd_with_nesterov_momentum() -> None:
-    aggregation = Aggregation(strategy="diloco", server_learning_rate=0.7, server_momentum=0.9)
+    aggregation = Aggregation(
+        server_optimizer="diloco", server_learning_rate=0.7, server_momentum=0.9
+    )
     parameter = torch.nn.Parameter(torch.randn(7))
     reference = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
     ours = parameter.detach().clone()

@@ -37,7 +37,7 @@ def _alone(rounds_: int, steps: int, training: Training) -> Job:
         rounds=rounds_,
         local_steps=steps,
         training=training,
-        aggregation=Aggregation(strategy="fedavg"),
+        aggregation=Aggregation(server_optimizer="fedavg"),
     )
 
 
@@ -98,14 +98,14 @@ def _plain_training(folder: Path, task: Task) -> dict[str, torch.Tensor]:
 
 def test_an_optimizer_that_is_reset_is_another(tmp_path: Path) -> None:
     """What the test above would not see, were the state not used, or the rounding not kept."""
-    kept, _ = _local_weights(_alone(2, STEPS, TRAINING), tmp_path / "kept")
+    kept, _ = _local_weights(_alone(2, STEPS, TRAINING), tmp_path / "topk_fraction")
     folder = tmp_path / "reset"
     folder.mkdir()
     reset = dataclasses.replace(TRAINING, local_optimizer="reset")
     here = [here for _, here in rounds(_alone(2, STEPS, reset), folder)][-1]
     other = load_file(here / "global_model" / "model.safetensors")
     assert any((kept[name] - other[name]).abs().max() > 1e-3 for name in kept)
-    sent = load_file(tmp_path / "kept" / "2" / "global_model" / "model.safetensors")
+    sent = load_file(tmp_path / "topk_fraction" / "2" / "global_model" / "model.safetensors")
     assert any(not torch.equal(sent[name], kept[name]) for name in kept)
 
 

@@ -91,7 +91,7 @@ def test_a_model_in_fp32_travels_in_bf16(saving: dict[str, Any], tmp_path: Path)
     _llama().save_pretrained(tmp_path / "source", **saving)
     original = Tensors.of_model(tmp_path / "source")
     initialise(
-        tmp_path / "source", None, "bytes", 0, 1, Aggregation(broadcast="bf16"), tmp_path / "0"
+        tmp_path / "source", None, "bytes", 0, 1, Aggregation(model_dtype="bf16"), tmp_path / "0"
     )
     model, state = tmp_path / "0" / "global_model", tmp_path / "0" / "state"
     sent, kept = Tensors.of_model(model), slots(state)["master"]

@@ -100,7 +100,7 @@ def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_reason(task: Task, tmp_path: Path) -> None:
-    wild = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
+    wild = dataclasses.replace(TRAINING, learning_rate=1e30, max_grad_norm=0.0)
     longer = dataclasses.replace(task, local_steps=8)
     with pytest.raises(CrossFLError, match=r"the loss of leonardo is .* lower training.learning"):
         train(MODEL, longer, wild, tmp_path)
@@ -227,7 +227,7 @@ def test_the_local_model_is_measured_beside_the_one_received(task: Task, tmp_pat
 
 def test_completions_do_not_depend_on_the_batch() -> None:
     model, tokenizer = load(MODEL, TRAINING)
-    training = dataclasses.replace(TRAINING, completion_tokens=6)
+    training = dataclasses.replace(TRAINING, max_new_tokens=6)
     prompts = ["it 3=", "it 12345=", "a", "it 7="]
     together = complete(model, tokenizer, prompts, training)
     alone = [complete(model, tokenizer, [prompt], training)[0] for prompt in prompts]

@@ -23,7 +23,7 @@ from crossfl.storage.tensorfile import Entry, TensorFile
 NAMES = ("fp32", "bf16", "fp16", "int8", "int4", "topk")
 
 
-def _through(name: str, values: Tensor, folder: Path, kept: float = 0.05) -> Tensor:
+def _through(name: str, values: Tensor, folder: Path, topk_fraction: float = 0.05) -> Tensor:
     """Values written to a file and read back cell by cell."""
     folder.mkdir(exist_ok=True)
     delta.write(folder / "delta.safetensors", {"w": values}, encodings.of(name, kept))

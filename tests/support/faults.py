@@ -98,7 +98,7 @@ class Federation:
                 "batch_size": 2,
                 "sequence_length": 48,
                 "threads": 1,
-                "completion_tokens": 4,
+                "max_new_tokens": 4,
                 "validation_samples": 2,
             },
             "aggregation": {"quorum": 1},

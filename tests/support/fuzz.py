@@ -56,7 +56,7 @@ def seeds() -> list[bytes]:
         save({n: t.bfloat16() for n, t in plain.items()}, {"format": "pt"}),
         save(codes | scales, {"encoding": "int8"}),
         save(nibbles | scales, {"encoding": "int4"}),
-        save(kept, {"encoding": "topk", "kept": "0.05"}),
+        save(kept, {"encoding": "topk", "topk_fraction": "0.05"}),
     ]
 
 

@@ -60,7 +60,7 @@ class Federation:
         steps = ("--local-steps", str(self.local_steps))
         here = self.verb(
             *("initialise", "--config", CWL / "config.json", "--tokenizer", "bytes"),
-            *("--rounds", str(self.rounds), "--strategy", "diloco", *facilities, *steps),
+            *("--rounds", str(self.rounds), "--server-optimizer", "diloco", *facilities, *steps),
         )
         more = True
         while more:

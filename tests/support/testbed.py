@@ -195,7 +195,7 @@ def job_of(sites: Sequence[Site], **more: Any) -> dict[str, Any]:
         "facilities": [{"name": site.name, "dataset": "words"} for site in sites],
         "rounds": 3,
         "local_steps": 3,
-        "training": {"batch_size": 4, "sequence_length": 48, "threads": 1, "completion_tokens": 4},
-        "aggregation": {"strategy": "diloco"},
+        "training": {"batch_size": 4, "sequence_length": 48, "threads": 1, "max_new_tokens": 4},
+        "aggregation": {"server_optimizer": "diloco"},
         "prompts": ["it 3="],
     } | more

@@ -11,7 +11,7 @@ from crossfl.steps import aggregate as module
 from crossfl.storage.encodings import CELL
 from tests.support.federation import Federation, Values, snapshot
 
-COMBINATIONS = ("mean", "median", "multi_krum", "geometric_median")
+RULES = ("mean", "median", "multi_krum", "geometric_median")
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,11 @@ def _model() -> list[Values]:
     ]
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_same_bytes_for_any_order_piece_and_threads(tmp_path: Path, combination: str) -> None:
-    federation = Federation(tmp_path, _model(), combination=combination, strategy="fedadam")
+@pytest.mark.parametrize("aggregation_rule", RULES)
+def test_same_bytes_for_any_order_piece_and_threads(tmp_path: Path, aggregation_rule: str) -> None:
+    federation = Federation(
+        tmp_path, _model(), aggregation_rule=aggregation_rule, server_optimizer="fedadam"
+    )
     codings = ("fp32", "bf16", "int8", "int4", "topk")
     updates = [
         federation.update(f"site{i}", federation.deltas(i), coding, tokens=100 + i)

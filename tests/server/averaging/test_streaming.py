@@ -34,7 +34,7 @@ def _again_and_again(started: Connection, folder: Path, updates: list[Path]) -> 
 
 def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path) -> None:
     model: Values = {f"w{i}": torch.randn(100, 1000) for i in range(4)}
-    federation = Federation(tmp_path, model, strategy="diloco")
+    federation = Federation(tmp_path, model, server_optimizer="diloco")
     updates = [federation.update(f"s{i}", federation.deltas(i)) for i in range(3)]
     begun = time.monotonic()
     federation.run(updates, "trial")
@@ -90,11 +90,15 @@ def _anonymous() -> int:
     return 0
 
 
-@pytest.mark.parametrize("combination", ["mean", "median", "krum"])
-def test_memory_does_not_grow_with_the_model(tmp_path: Path, combination: str) -> None:
+@pytest.mark.parametrize("aggregation_rule", ["mean", "median", "krum"])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, aggregation_rule: str) -> None:
     size = 32 * MEBI // 4
     federation = Federation(
-        tmp_path, {"w": torch.zeros(size)}, combination=combination, dishonest=0, quorum=2
+        tmp_path,
+        {"w": torch.zeros(size)},
+        aggregation_rule=aggregation_rule,
+        num_byzantine=0,
+        quorum=2,
     )
     values = {"w": torch.linspace(-1, 1, size)}
     updates = [federation.update(f"s{i:02}", values, "bf16") for i in range(12)]
@@ -139,7 +143,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_disk_too_small_is_known_before_any_work(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, {"w": torch.zeros(MEBI)}, strategy="fedadam")
+    federation = Federation(tmp_path, {"w": torch.zeros(MEBI)}, server_optimizer="fedadam")
     update = federation.update("a", federation.deltas(0))
     out = tmp_path / "out"
     out.mkdir()
