@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from conftest import ROUND
-from crossfl import checkpoint, manifest
+from crossfl import manifest
 from crossfl.aggregate import aggregate
 from crossfl.checkpoint import Tensors, slots
 from crossfl.delta import file_name as delta_of
 from crossfl.errors import CrossFLError
 from crossfl.initialise import initialise
+from crossfl.model_folder import weight_files
 from crossfl.plan import plan
 from crossfl.records import Aggregation, Facility, Training
 from crossfl.state import ServerState
@@ -95,8 +96,8 @@ def test_a_model_in_fp32_travels_in_bf16(saving: dict[str, Any], tmp_path: Path)
     )
     model, state = tmp_path / "0" / "global_model", tmp_path / "0" / "state"
     sent, kept = Tensors.of_model(model), slots(state)["master"]
-    size = sum(path.stat().st_size for path in checkpoint.model_files(model))
-    assert size < 0.6 * sum(p.stat().st_size for p in checkpoint.model_files(tmp_path / "source"))
+    size = sum(path.stat().st_size for path in weight_files(model))
+    assert size < 0.6 * sum(p.stat().st_size for p in weight_files(tmp_path / "source"))
     for name in original:
         assert kept[name].equal(original[name])
         assert sent[name].equal(original[name].bfloat16())

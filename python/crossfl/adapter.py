@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from crossfl import checkpoint, manifest, outputs, site
 from crossfl.errors import CrossFLError
+from crossfl.model_folder import ADAPTER, ModelFolder, weight_files
+from crossfl.model_settings import LORA
 from crossfl.records import Lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-FILE = "lora.json"
-"""The record of the adapter in its directory."""
-CONFIG = "adapter_config.json"
+FILE = LORA
 MARK = ".lora_"
 """In the names of all that is the adapter's."""
 FROZEN = ".lora_A."
@@ -37,7 +37,7 @@ def is_adapter(directory: Path) -> bool:
 
 def digest(base: Path) -> str:
     """The identity of a base model: one sha256 over those of its weight files, and their names."""
-    paths = checkpoint.model_files(base)
+    paths = weight_files(base)
     return manifest.digest({path.name: {"sha256": manifest.sha256(path)} for path in paths})
 
 
@@ -105,8 +105,9 @@ def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
     peft = _peft()
     lora = Lora.parse(json.loads((directory / FILE).read_text()))
     try:
-        network = peft.PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+        with ModelFolder.received(directory, only=()).view() as view:
+            network = peft.PeftModel.from_pretrained(base, str(view), is_trainable=True)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CrossFLError(f"the adapter in {directory} cannot be loaded: {error}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in _own(network).items()}
     found = checkpoint.Tensors.of_model(directory)
@@ -139,7 +140,7 @@ def _write(tensors: dict[str, Tensor], directory: Path) -> None:
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, directory / checkpoint.ADAPTER, {"format": "pt"})
+    save_file(whole, directory / ADAPTER, {"format": "pt"})
 
 
 def _peft() -> Any:

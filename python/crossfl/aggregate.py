@@ -13,6 +13,7 @@ from crossfl.average import Averaging
 from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
 from crossfl.gate import BelowQuorumError, Excluded, Refused, Update
+from crossfl.model_folder import ModelFolder
 from crossfl.progress import Progress
 from crossfl.records import Aggregation
 from crossfl.state import UPDATES, ServerState
@@ -72,7 +73,7 @@ def aggregate(
     described = manifest.read(model, "model")
     if described["digest"] != server.model:
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
-    weights = Tensors.of_model(model)
+    weights = Tensors(list(ModelFolder.received(model, only=()).weights))
     manifest.verify(model, "model", only=_copied(described, weights))
     held = server.held_updates(state)
     admitted, excluded = gate.admit(updates, server, weights, asked, held)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crossfl import combinations, journal, manifest, outputs, strategies
-from crossfl.checkpoint import INDEX, Tensors
+from crossfl.checkpoint import Tensors
 from crossfl.errors import CrossFLError
+from crossfl.model_folder import INDEX, ModelFolder, tokenizer_view
 from crossfl.plan import check_rounds
 from crossfl.progress import Progress
 from crossfl.records import (
@@ -84,18 +85,12 @@ def initialise(
             _random_model(config, seed, directory)
         described_by = model / "config.json" if model else config
         if described_by and (vocabulary := _vocabulary(described_by)) is not None:
-            loaded = _tokenizer(tokenizer, model)
-            if len(loaded) > vocabulary:
-                raise CrossFLError(
-                    f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
-                    f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
-                    "config.json"
-                )
-            loaded.save_pretrained(directory)
+            _save_tokenizer(tokenizer, model, vocabulary, directory)
         sums = start(Tensors.of_model(directory), aggregation, memory)
         if aggregation.broadcast != "own":
             convert(directory, FORMATS[aggregation.broadcast])
         described = manifest.write(directory, "model", {"round": 0})
+        ModelFolder.received(directory, only=())  # what a facility would refuse is told here
         ServerState(
             rounds=rounds,
             seed=seed,
@@ -114,11 +109,14 @@ def _copy_model(model: Path, directory: Path) -> None:
     """
     if not (model / "config.json").is_file():
         raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
-    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
+    folder = ModelFolder.own(model)
     from crossfl.model import load_weights
 
     generation = model / "generation_config.json"
-    load_weights(model, "auto").save_pretrained(directory)
+    network = load_weights(folder, "auto")
+    # The class is transformers' own, whatever code the folder may have come with.
+    network.config.__dict__.pop("auto_map", None)
+    network.save_pretrained(directory)
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
 
@@ -169,23 +167,37 @@ def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
     )
 
 
-def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer, ByT5Tokenizer
+def _save_tokenizer(name: str | None, model: Path | None, vocabulary: int, directory: Path) -> None:
+    """Save a tokenizer by name, or else the model's own, if the model has all its tokens."""
+    from transformers import ByT5Tokenizer
 
-    if name == BYTES:
-        return ByT5Tokenizer()
+    from crossfl.model import load_tokenizer
+
+    with contextlib.ExitStack() as stack:
+        if name == BYTES:
+            loaded: PreTrainedTokenizerBase = ByT5Tokenizer()
+        else:
+            folder = _tokenizer_folder(name, model)
+            # Some tokenizers copy their files only when they are saved.
+            loaded = load_tokenizer(stack.enter_context(tokenizer_view(folder)), folder)
+        if len(loaded) > vocabulary:
+            raise CrossFLError(
+                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+                f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
+                "config.json"
+            )
+        # Several chat templates would be a folder of files; a model folder has none.
+        several = isinstance(loaded.chat_template, dict)
+        loaded.save_pretrained(directory, save_jinja_files=not several)
+
+
+def _tokenizer_folder(name: str | None, model: Path | None) -> Path:
     folder = model if name is None else Path(name)
     if folder is None:
         raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
     if not (folder / "tokenizer_config.json").is_file():
         raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    return loaded
+    return folder
 
 
 def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, str]:

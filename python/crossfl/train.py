@@ -11,6 +11,7 @@ from typing import Any
 from crossfl import launch, manifest, outputs, signature, site
 from crossfl.budget import Notice
 from crossfl.errors import CrossFLError
+from crossfl.model_folder import ModelFolder
 from crossfl.progress import Progress
 from crossfl.records import Task, Training, add_flags, from_flags
 from crossfl.staging import staged
@@ -41,6 +42,7 @@ def train(
     with Progress(facility=task.facility, round=task.round, rounds=rounds) as progress:
         progress("load")
         with clock("load"):
+            ModelFolder.received(model, only=())  # before links in it would be copied
             model, folder = staged(model), staged(folder)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
@@ -150,7 +152,7 @@ class Clock:
 
 def check_base(model: Path, task: Task) -> None:
     """Check that the model arrived whole and is the one the task starts from."""
-    digest = manifest.verify(model, "model")["digest"]
+    digest = ModelFolder.received(model).manifest["digest"]
     if digest != task.base:
         raise CrossFLError(
             f"{model} is not the model that round {task.round} of {task.facility} starts from"

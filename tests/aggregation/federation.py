@@ -11,8 +11,10 @@ from torch import Tensor
 
 from crossfl import delta, encoding, manifest
 from crossfl.aggregate import MODEL, STATE, aggregate
-from crossfl.checkpoint import ADAPTER, SINGLE, Tensors, slots
+from crossfl.checkpoint import Tensors, slots
 from crossfl.initialise import start
+from crossfl.model_folder import ADAPTER, SINGLE
+from crossfl.model_settings import ADAPTER_CONFIG, LORA
 from crossfl.records import Aggregation
 from crossfl.state import ServerState
 
@@ -24,14 +26,14 @@ class Federation:
     """A global model and a server state in a folder, and updates for its first round.
 
     `shards` are the files of the model; `rules` are fields of the aggregation record. With
-    `adapted`, they are of its adapter, and those are the weights that it adapts.
+    `adapted`, the model is an adapter.
     """
 
     def __init__(
         self,
         folder: Path,
         shards: list[Values] | Values,
-        adapted: Values | None = None,
+        adapted: bool = False,
         **rules: Any,
     ) -> None:
         self.folder = folder
@@ -43,7 +45,9 @@ class Federation:
         self.state.mkdir()
         (self.model / "config.json").write_text("{}")
         if adapted:
-            save_file(adapted, self.model / SINGLE, metadata={"format": "pt"})
+            settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4}
+            (self.model / ADAPTER_CONFIG).write_text(json.dumps(settings))
+            (self.model / LORA).write_text("{}")
         for number, shard in enumerate(self.shards, 1):
             save_file(shard, self.model / self._name(number), metadata={"format": "pt"})
         if len(self.shards) > 1:
