@@ -205,7 +205,7 @@ class Trainer:
             lost = stack.enter_context(keeps.after()) if keeps else None
             if not lora.save(network, state, Path(scratch)):
                 network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
-            local = Tensors.of_model(Path(scratch))
+            local = Tensors(sorted(Path(scratch).glob("*.safetensors")))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
                 path = directory / delta.file_name(file.path.name)
