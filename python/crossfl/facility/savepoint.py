@@ -69,12 +69,12 @@ class Savepoint:
         for number in sorted(steps, reverse=True):
             folder = self._folder / str(number)
             try:
-                said = json.loads((folder / COUNTS).read_text())
+                document = json.loads((folder / COUNTS).read_text())
                 families = {p.stem: Tensors([p]) for p in sorted(folder.glob("*.safetensors"))}
             except (OSError, ValueError, CrossFLError):
                 continue  # a disk that lost what it had synced: the round begins anew
-            if said.get("key") == self._key:
-                return families, said["counts"]
+            if document.get("key") == self._key:
+                return families, document["counts"]
         return None
 
     def remove(self) -> None:

@@ -278,7 +278,7 @@ def main(args: argparse.Namespace) -> None:
         run = journal.Run.load(place / state.run)
         run.publish(here / MODEL, here / STATE, state.retention)
         if not another:
-            files.own(here / MODEL)  # the journal's files, until now
+            files.break_hard_links(here / MODEL)  # the journal's files, until now
     with Progress(round=state.round + (state.waits > 0), rounds=state.rounds) as progress:
         if state.waits:
             wait = state.aggregation.wait_seconds

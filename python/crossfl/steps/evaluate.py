@@ -38,11 +38,12 @@ def evaluate(
         kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
 
         # They build models: what is cheap to refuse has been refused before.
-        from crossfl.learning.models.model import check_samples, complete, load, validate
+        from crossfl.learning.evaluation import complete, validate
+        from crossfl.learning.models.loading import check_samples, load
         from crossfl.learning.ranks import Parallel
 
         network, tokenizer = load(model, training)
-        network = Parallel(training).spread(network)
+        network = Parallel(training).wrap(network)
         check_samples(network, samples)
         measured = validate(network, tokenizer, samples, training)
         measured["samples"] = len(samples)

@@ -3,16 +3,16 @@
 import argparse
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from crossfl.errors import CrossFLError
+from crossfl.learning.first_model import write_first_model
 from crossfl.observe.progress import Progress
 from crossfl.protocol.records import (
     BYTES,
@@ -34,9 +34,6 @@ from crossfl.steps.plan import check_rounds
 from crossfl.storage import files, manifest
 from crossfl.storage.checkpoint import INDEX, Tensors
 from crossfl.storage.tensorfile import Writer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -78,22 +75,7 @@ def initialise(
         raise CrossFLError("give either a model directory (--model) or a --config, not both")
     published = manifest.publish
     with published(out / "global_model") as directory, published(out / "state") as memory:
-        if lora is not None:
-            _adapter(model, config, lora, seed, directory)
-        elif model is not None:
-            _copy_model(model, directory)
-        elif config is not None:
-            _random_model(config, seed, directory)
-        described_by = model / "config.json" if model else config
-        if described_by and (vocabulary := _vocabulary(described_by)) is not None:
-            loaded = _tokenizer(tokenizer, model)
-            if len(loaded) > vocabulary:
-                raise CrossFLError(
-                    f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
-                    f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
-                    "config.json"
-                )
-            loaded.save_pretrained(directory)
+        write_first_model(model, config, tokenizer, lora, seed, directory)
         sums = start(Tensors.of_model(directory), aggregation, memory)
         if aggregation.broadcast != "own":
             convert(directory, FORMATS[aggregation.broadcast])
@@ -107,87 +89,6 @@ def initialise(
             run=run,
             retention=retention or Retention(),
         ).save(memory, sums)
-
-
-def _copy_model(model: Path, directory: Path) -> None:
-    """Save the model anew, under the names and in the files that `save_pretrained` gives them.
-
-    What a facility saves after training then has the same names, whatever those in `model` were.
-    """
-    if not (model / "config.json").is_file():
-        raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
-    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
-    from crossfl.learning.models.model import load_weights
-
-    generation = model / "generation_config.json"
-    load_weights(model, "auto").save_pretrained(directory)
-    if generation.is_file():
-        shutil.copyfile(generation, directory / generation.name)
-
-
-def _adapter(
-    model: Path | None, config: Path | None, lora: Lora, seed: int, directory: Path
-) -> None:
-    from crossfl.learning import lora as adapter
-
-    if model is not None and lora.base_digest is None:
-        lora = replace(lora, base_digest=adapter.digest(model))
-    if lora.base_digest is None:
-        raise CrossFLError(
-            "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
-            "or give the model itself (--model)"
-        )
-    described_by = model / "config.json" if model else config
-    adapter.create(_settings(described_by or Path()), lora, seed, directory)
-
-
-def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from crossfl.learning.models.model import kind_of
-
-    settings = _settings(config)
-    torch.manual_seed(seed)
-    try:
-        network = kind_of(settings).from_config(settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise _describes_nothing(config, error) from None
-    network.save_pretrained(directory)
-
-
-def _settings(config: Path) -> "PreTrainedConfig":
-    from transformers import AutoConfig
-
-    import crossfl.learning.models.model  # noqa: F401 (it makes known the configurations that are ours)
-
-    try:
-        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _describes_nothing(config, error) from None
-    return settings
-
-
-def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
-    return CrossFLError(
-        f"{config} describes neither a causal language model nor an image classifier: {error}"
-    )
-
-
-def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    if name == BYTES:
-        return ByT5Tokenizer()
-    folder = model if name is None else Path(name)
-    if folder is None:
-        raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
-    if not (folder / "tokenizer_config.json").is_file():
-        raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    return loaded
 
 
 def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, str]:
@@ -234,21 +135,6 @@ def convert(directory: Path, dtype: torch.dtype) -> None:
             files.write_json(
                 directory / name, json.loads((directory / name).read_text()) | {key: value}
             )
-
-
-def _vocabulary(config: Path) -> int | None:
-    """Tokens that the model knows; an image classifier knows none."""
-    from transformers import AutoConfig
-
-    from crossfl.learning.models.model import classifies_images
-
-    values: dict[str, Any] = json.loads(config.read_text())
-    if classifies_images(AutoConfig.for_model(**values)):
-        return None
-    try:
-        return int(values["vocab_size"])
-    except (KeyError, TypeError, ValueError):
-        raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
 
 
 def resume(

@@ -1,7 +1,6 @@
 """Decide the next round: which facilities take part, and what each is asked to do."""
 
 import argparse
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 from crossfl.errors import CrossFLError
 from crossfl.observe.progress import Progress
 from crossfl.protocol.records import Facility, Task, Training, add_flags, from_flags, from_words
+from crossfl.protocol.seeds import derive_seed
 from crossfl.server.journal import journal
 from crossfl.server.state import ServerState
 from crossfl.storage import files
@@ -91,12 +91,6 @@ def check_rounds(facilities: Sequence[Facility], rounds: range, least: int) -> N
 def _takes_part(facility: Facility, number: int, purpose: Purpose) -> bool:
     here = facility.joins <= number <= (facility.leaves or number)
     return here and not (purpose == "train" and number in facility.skips)
-
-
-def derive_seed(seed: int, *names: str) -> int:
-    """A seed for a named part of the federation, of 31 bits as a CWL `int` holds them."""
-    words = "/".join((str(seed), *names))
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") >> 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

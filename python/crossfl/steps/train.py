@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import launcher, place
+from crossfl.facility import launcher, place, scheduler
 from crossfl.facility.staging import staged
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.observe.progress import Progress
 from crossfl.protocol.records import Task, Training, add_flags, from_flags
 from crossfl.storage import files, manifest, signature
@@ -20,7 +20,7 @@ UPDATE = "update"
 
 
 def train(
-    model: Path, task: Task, training: Training, out: Path, notice: Notice | None = None
+    model: Path, task: Task, training: Training, out: Path, stop: StopSignal | None = None
 ) -> dict[str, Any]:
     """Write `out/update`: the delta (local minus global weights) and the manifest returned.
 
@@ -53,7 +53,7 @@ def train(
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):
-            trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
+            trained = trainer.train(progress, stop or StopSignal(), sum(clock.seconds.values()))
         status = "complete" if trained.reason is None else "partial"
         reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
         cost = trainer.account(trained)
@@ -69,7 +69,7 @@ def train(
             with clock("save"):
                 size = trainer.save_delta(model, directory)
                 trainer.keep()
-            clock.seconds["queue"] = place.seconds_in_queue()
+            clock.seconds["queue"] = scheduler.seconds_in_queue()
             written = manifest.write(
                 directory,
                 "update",
@@ -118,7 +118,7 @@ def absent(task: Task, reason: str, out: Path) -> dict[str, Any]:
                 "samples": 0,
                 "steps": 0,
                 "bytes": 0,
-                "seconds": {"queue": place.seconds_in_queue()},
+                "seconds": {"queue": scheduler.seconds_in_queue()},
                 "metrics": {},
             },
         )
@@ -191,15 +191,15 @@ def reason_of(error: Exception, policy: str) -> str:
 def main(args: argparse.Namespace) -> None:
     """Write `update` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
-    notice = Notice().listen()
+    stop = StopSignal().listen()
     if launcher.is_rank():
         launcher.join()
     try:
         place.check_present()
         if launcher.is_wanted():
-            launcher.ranks(args.words, notice)
+            launcher.ranks(args.words, stop)
         else:
-            train(args.global_model, task, training, args.outdir, notice)
+            train(args.global_model, task, training, args.outdir, stop)
         if launcher.is_rank():
             launcher.leave()
     except Exception as error:

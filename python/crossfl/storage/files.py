@@ -54,7 +54,7 @@ def link_tree(source: Path, target: Path) -> None:
             link(path, target / path.relative_to(source))
 
 
-def own(directory: Path) -> None:
+def break_hard_links(directory: Path) -> None:
     """Make the files of a directory its own, where they are another's too under a second name."""
     for path in directory.rglob("*"):
         if path.is_file() and path.stat().st_nlink > 1:

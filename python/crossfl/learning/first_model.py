@@ -1,0 +1,152 @@
+"""The first global model: a model folder saved anew, random weights, or an adapter."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crossfl.errors import CrossFLError
+from crossfl.protocol.records import BYTES, Lora
+from crossfl.storage.checkpoint import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def write_first_model(
+    model: Path | None,
+    config: Path | None,
+    tokenizer: str | None,
+    lora: Lora | None,
+    seed: int,
+    directory: Path,
+) -> None:
+    """Write a model and, where it is a language model, its tokenizer, as Hugging Face saves them.
+
+    Args:
+        model: Hugging Face model directory to start from, or
+        config: its `config.json` alone; the weights are then random, drawn from the seed.
+        tokenizer: directory of a tokenizer, or `bytes`; unset, the one in the model directory.
+        lora: adapter to train on the model, of which only the configuration is then read, and its
+            weights for their digest; unset, the whole model.
+        seed: seed of the weights.
+        directory: folder to write into, which is there.
+
+    Raises:
+        CrossFLError: they make no model, or the tokenizer is not the model's.
+    """
+    if lora is not None:
+        _adapter(model, config, lora, seed, directory)
+    elif model is not None:
+        _copy_model(model, directory)
+    elif config is not None:
+        _random_model(config, seed, directory)
+    described_by = model / "config.json" if model else config
+    if described_by and (vocabulary := _vocabulary(described_by)) is not None:
+        loaded = _tokenizer(tokenizer, model)
+        if len(loaded) > vocabulary:
+            raise CrossFLError(
+                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+                f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
+                "config.json"
+            )
+        loaded.save_pretrained(directory)
+
+
+def _copy_model(model: Path, directory: Path) -> None:
+    """Save the model anew, under the names and in the files that `save_pretrained` gives them.
+
+    What a facility saves after training then has the same names, whatever those in `model` were.
+    """
+    if not (model / "config.json").is_file():
+        raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
+    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
+    from crossfl.learning.models.loading import load_weights
+
+    generation = model / "generation_config.json"
+    load_weights(model, "auto").save_pretrained(directory)
+    if generation.is_file():
+        shutil.copyfile(generation, directory / generation.name)
+
+
+def _adapter(
+    model: Path | None, config: Path | None, lora: Lora, seed: int, directory: Path
+) -> None:
+    from crossfl.learning import lora as adapter
+
+    if model is not None and lora.base_digest is None:
+        lora = replace(lora, base_digest=adapter.digest(model))
+    if lora.base_digest is None:
+        raise CrossFLError(
+            "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
+            "or give the model itself (--model)"
+        )
+    described_by = model / "config.json" if model else config
+    adapter.create(_settings(described_by or Path()), lora, seed, directory)
+
+
+def _random_model(config: Path, seed: int, directory: Path) -> None:
+    from crossfl.learning.models.loading import kind_of
+
+    settings = _settings(config)
+    torch.manual_seed(seed)
+    try:
+        network = kind_of(settings).from_config(settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
+    network.save_pretrained(directory)
+
+
+def _settings(config: Path) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    import crossfl.learning.models.loading  # noqa: F401 (it makes known the configurations that are ours)
+
+    try:
+        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _describes_nothing(config, error) from None
+    return settings
+
+
+def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
+    return CrossFLError(
+        f"{config} describes neither a causal language model nor an image classifier: {error}"
+    )
+
+
+def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if name == BYTES:
+        return ByT5Tokenizer()
+    folder = model if name is None else Path(name)
+    if folder is None:
+        raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+    return loaded
+
+
+def _vocabulary(config: Path) -> int | None:
+    """Tokens that the model knows; an image classifier knows none."""
+    from transformers import AutoConfig
+
+    from crossfl.learning.models.loading import classifies_images
+
+    values: dict[str, Any] = json.loads(config.read_text())
+    if classifies_images(AutoConfig.for_model(**values)):
+        return None
+    try:
+        return int(values["vocab_size"])
+    except (KeyError, TypeError, ValueError):
+        raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
