@@ -1,8 +1,7 @@
-"""The first global model: a model folder saved anew, random weights, or an adapter."""
+"""The first global model, made with the model library: copied, drawn at random, or an adapter."""
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ def write_first_model(
     seed: int,
     directory: Path,
 ) -> None:
-    """Write a model and, where it is a language model, its tokenizer, as Hugging Face saves them.
+    """Write the first global model, without its manifest.
 
     Args:
         model: Hugging Face model directory to start from, or
@@ -33,11 +32,13 @@ def write_first_model(
         lora: adapter to train on the model, of which only the configuration is then read, and its
             weights for their digest; unset, the whole model.
         seed: seed of the weights.
-        directory: folder to write into, which is there.
+        directory: where to write.
 
     Raises:
-        CrossFLError: they make no model, or the tokenizer is not the model's.
+        CrossFLError: the model or the tokenizer cannot be made.
     """
+    if (model is None) == (config is None):
+        raise CrossFLError("give either a model directory (--model) or a --config, not both")
     if lora is not None:
         _adapter(model, config, lora, seed, directory)
     elif model is not None:
@@ -78,7 +79,7 @@ def _adapter(
     from crossfl.learning import lora as adapter
 
     if model is not None and lora.base_digest is None:
-        lora = replace(lora, base_digest=adapter.digest(model))
+        lora = lora.replace(base_digest=adapter.digest(model))
     if lora.base_digest is None:
         raise CrossFLError(
             "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "

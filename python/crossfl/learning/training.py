@@ -26,7 +26,7 @@ from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back
 from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.seeds import derive_seed
 from crossfl.storage import delta, encodings
