@@ -97,7 +97,7 @@ def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
 
     The same for each encoding that is to be replayed.
     """
-    replays = {name: Replay(name, job.training.kept) for name in replayed}
+    replays = {name: Replay(name, job.training.topk_fraction) for name in replayed}
     with playing_every_facility(data), tempfile.TemporaryDirectory() as scratch:
         here, more = Path(scratch, "0"), True
         initialise(job.model, job.config, job.tokenizer, job.seed, job.rounds, RULES, here)

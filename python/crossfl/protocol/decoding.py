@@ -35,11 +35,24 @@ def decode(content: bytes, kind: type[T], what: str, limit: int) -> T:
         CrossFLError: the document is too large, malformed, or not of its type and limits. The
             message names the place in the document and what was expected there.
     """
+    value = peek(content, kind, what, limit)
+    try:
+        _check_keys(content)
+    except CrossFLError as error:
+        raise CrossFLError(f"{what}: {error}") from None
+    return value
+
+
+def peek(content: bytes, kind: type[T], what: str, limit: int) -> T:
+    """Read one JSON document as `decode` does, but take the last of two fields of one name.
+
+    Raises:
+        CrossFLError: as `decode`.
+    """
     if len(content) > limit:
         raise CrossFLError(f"{what} has {len(content)} bytes: at most {limit} are read")
     try:
-        value = msgspec.json.decode(content, type=kind)
-        _check_keys(content)
+        return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         raise CrossFLError(f"{what}: {_located(str(error))}") from None
     except RecursionError:
@@ -48,7 +61,6 @@ def decode(content: bytes, kind: type[T], what: str, limit: int) -> T:
         raise CrossFLError(f"{what} is not valid JSON: transfer or write it again") from None
     except CrossFLError as error:
         raise CrossFLError(f"{what}: {error}") from None
-    return value
 
 
 def encode(record: Record) -> bytes:
@@ -98,7 +110,8 @@ def _check_keys(content: bytes) -> None:
         elif token == b"}":
             objects.pop()
         elif match[1] is not None:
-            key = json.loads(token.rstrip()[:-1])
+            name = token[:-1].rstrip()
+            key = json.loads(name) if b"\\" in name else name[1:-1].decode()
             if key in objects[-1]:
                 raise CrossFLError(f"the key {quoted(key)} is given twice")
             objects[-1].add(key)

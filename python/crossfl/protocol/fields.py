@@ -6,6 +6,7 @@ module carry the limits. Flags, CWL records, documentation and JSON Schemas foll
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ END = r"(?![\s\S])"
 """The very end of a text, in Python's and in JSON Schema's expressions; `$` allows a newline."""
 NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}{END}"
 DIGEST = rf"^[0-9a-f]{{64}}{END}"
+SEALED = rf"^([0-9a-f]{{64}})?{END}"
 DEMANDS = {
     NAME: "use letters, digits, '.', '_' and '-', a letter or digit first, 100 characters at most",
     DIGEST: "expected a sha256, 64 hexadecimal digits",
+    SEALED: "expected a sha256, 64 hexadecimal digits",
 }
 """What the expressions ask for, in words."""
 
@@ -130,11 +133,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: checked however it is made, with errors that name the field."""
 
     def __post_init__(self) -> None:
-        for field in fields_of(type(self)):
-            value = getattr(self, field.name)
-            checked = field.convert(value, label_of(type(self)))
-            if checked is not value:
-                msgspec.structs.force_setattr(self, field.name, checked)
+        try:
+            checked = msgspec.convert(self, _twin(type(self)), from_attributes=True)
+        except msgspec.ValidationError:
+            for field in fields_of(type(self)):  # for a message that names the field
+                field.convert(getattr(self, field.name), label_of(type(self)))
+            raise
+        for name in self.__struct_fields__:
+            value = getattr(checked, name)
+            if value is not getattr(self, name):  # an int for a float, a list for a tuple
+                msgspec.structs.force_setattr(self, name, value)
 
     @classmethod
     def parse(cls, values: object) -> Self:
@@ -192,6 +200,13 @@ def fields_of(record: type[msgspec.Struct]) -> tuple[Field, ...]:
     )
 
 
+@functools.cache
+def _twin(record: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The same fields in a type without checks of its own: msgspec checks them in one call."""
+    fields = msgspec.structs.fields(record)
+    return msgspec.defstruct(record.__name__, [(field.name, field.type) for field in fields])
+
+
 def default_of(field: msgspec.structs.FieldInfo) -> Any:
     """The default value of a field; `msgspec.NODEFAULT` where it is required."""
     if field.default_factory is not msgspec.NODEFAULT:
@@ -202,6 +217,11 @@ def default_of(field: msgspec.structs.FieldInfo) -> Any:
 def label_of(record: type) -> str:
     """The name of a record in messages, in CWL and in flags."""
     return record.__name__.lower()
+
+
+def is_name(word: str) -> bool:
+    """Whether a word is a plain one in a path, a table or a shell."""
+    return re.search(NAME, word) is not None
 
 
 def check_name(what: str, name: str) -> None:

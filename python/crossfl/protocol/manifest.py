@@ -14,6 +14,7 @@ from msgspec import Meta
 from crossfl.errors import CrossFLError
 from crossfl.protocol import decoding
 from crossfl.protocol.fields import (
+    SEALED,
     Count,
     Digest,
     Label,
@@ -30,7 +31,7 @@ from crossfl.protocol.text import quoted
 
 FORMAT: Final = 2
 """Of manifests and server states."""
-UNSEALED = "0" * 64
+UNSEALED = ""
 """Digest and seal of a manifest that has none yet."""
 LARGEST_REPORT = 1 << 20
 """Bytes of the manifest of an update or evaluation; more is refused unread."""
@@ -53,15 +54,19 @@ Files = Annotated[dict[FilePath, FileEntry], Meta(max_length=10_000)]
 NoFiles = Annotated[dict[FilePath, FileEntry], Meta(max_length=0)]
 
 
+Seal = Annotated[str, Meta(pattern=SEALED)]
+"""A sha256; empty in a manifest that is not sealed yet."""
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """What all manifests state: kind, format and files, and two digests over them."""
 
     format: Annotated[Literal[2], doc("Format of the document.")] = FORMAT
-    digest: Annotated[Digest, doc("One sha256 over those of all files and their names.")] = UNSEALED
+    digest: Annotated[Seal, doc("One sha256 over those of all files and their names.")] = UNSEALED
     files: Annotated[ManyFiles, doc("Each file of the directory, by its path.")] = msgspec.field(
         default_factory=dict
     )
-    seal: Annotated[Digest, doc("One sha256 over everything else that the manifest states.")] = (
+    seal: Annotated[Seal, doc("One sha256 over everything else that the manifest states.")] = (
         UNSEALED
     )
 
@@ -191,12 +196,12 @@ def decode(content: bytes, kind: type[M], what: str) -> M:
     Raises:
         CrossFLError: it is of another kind or format, damaged, or out of its limits.
     """
-    head = decoding.decode(content, _Head, what, LIMITS[kind])
+    head = decoding.peek(content, _Head, what, LIMITS[kind])
     if not head.kind:
         raise CrossFLError(f"{what} is not a manifest made by crossfl: it names no kind")
     if head.kind != (wanted := kind_of(kind)):
         raise CrossFLError(
-            f"{what} describes {_a(quoted(head.kind)[1:-1])}, where {_a(wanted)} was expected"
+            f"{what} describes {an(quoted(head.kind)[1:-1])}, where {an(wanted)} was expected"
         )
     if head.format != FORMAT:
         raise CrossFLError(f"{what} has format {head.format}; this crossfl reads format {FORMAT}")
@@ -216,5 +221,6 @@ def seal(manifest: Manifest) -> str:
     ).hexdigest()
 
 
-def _a(noun: str) -> str:
+def an(noun: str) -> str:
+    """A noun with its article."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

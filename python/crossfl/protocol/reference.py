@@ -157,10 +157,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _default(field: Field) -> str:
     if field.required:
         return "required"
-    if field.default is None or isinstance(field.default, Record | tuple | dict):
-        return "unset" if field.default is None else "empty"
     default: Any = field.default
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    if default is None:
+        return "unset"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default}`" if isinstance(default, int | float | str) and default != "" else "empty"
 
 
 def _inner(kind: inspect.Type) -> str:
@@ -168,7 +170,7 @@ def _inner(kind: inspect.Type) -> str:
 
 
 def _most(length: int | None) -> str:
-    return "" if length is None else f", at most {length:,}"
+    return "" if length is None else f", at most {length:,}" if length else ", always empty"
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:

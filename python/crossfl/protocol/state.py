@@ -25,6 +25,7 @@ from crossfl.protocol.fields import (
 )
 from crossfl.protocol.manifest import FORMAT
 from crossfl.protocol.records import Aggregation, Retention
+from crossfl.protocol.seeds import derive_seed
 
 LARGEST_STATE = 16 << 20
 """Bytes of the document of a state; more is refused unread."""
@@ -81,7 +82,13 @@ class ServerState(Record, frozen=True, kw_only=True):
     waits: Annotated[
         Natural, doc("Times that the round to come was below its quorum and is asked for again.")
     ] = 0
-    loss: Annotated[Loss | None, doc("Mean validation loss of the last round.")] = None
+    loss: Annotated[
+        Loss | None,
+        doc(
+            "Mean validation loss of the last round over the members of the federation, none of which "
+            "counts as less than half of the median: what target_loss and keep_best look at."
+        ),
+    ] = None
     skipped: Annotated[Reason | None, doc("Why the last round was skipped, if it was.")] = None
     ledger: Annotated[
         dict[Name, FacilityLedger],
@@ -93,9 +100,11 @@ class ServerState(Record, frozen=True, kw_only=True):
         Meta(max_length=10_000),
         doc("Rounds whose models had the lowest validation loss, and that loss."),
     ] = ()
-    segments: Annotated[
-        tuple[Name, ...], Meta(max_length=100_000), doc("Files of the history, in order.")
-    ] = ()
+
+    @property
+    def federation(self) -> str:
+        """The mark of the federation on what facilities keep and deliver for it."""
+        return f"{derive_seed(self.seed, repr(self.started)):08x}"
 
     def out_of_time(self, now: float) -> bool:
         """Whether the time budget is used up at a moment, in seconds since 1970."""

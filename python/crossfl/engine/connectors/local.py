@@ -23,7 +23,7 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.observe.follow import Follower
 from crossfl.protocol import variables
-from crossfl.server.journal.journal import VARIABLE as JOURNAL
+from crossfl.protocol.variables import JOURNAL
 from crossfl.server.journal.journal import acquire
 
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
