@@ -18,14 +18,14 @@ from transformers import (
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.records import Aggregation, Facility, Training
-from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import aggregate
+from crossfl.server.planning.fixed import plan
+from crossfl.server.rounds import aggregate
 from crossfl.steps.initialise import initialise
-from crossfl.steps.plan import plan
 from crossfl.steps.train import train
-from crossfl.storage import checkpoint, manifest
+from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors, slots
 from crossfl.storage.delta import file_name as delta_of
+from crossfl.storage.weight_files import weight_files
 from tests.support.paths import ROUND
 
 TRAINING = Training(batch_size=4, sequence_length=48, threads=1)
@@ -95,8 +95,8 @@ def test_a_model_in_fp32_travels_in_bf16(saving: dict[str, Any], tmp_path: Path)
     )
     model, state = tmp_path / "0" / "global_model", tmp_path / "0" / "state"
     sent, kept = Tensors.of_model(model), slots(state)["master"]
-    size = sum(path.stat().st_size for path in checkpoint.model_files(model))
-    assert size < 0.6 * sum(p.stat().st_size for p in checkpoint.model_files(tmp_path / "source"))
+    size = sum(path.stat().st_size for path in weight_files(model))
+    assert size < 0.6 * sum(p.stat().st_size for p in weight_files(tmp_path / "source"))
     for name in original:
         assert kept[name].equal(original[name])
         assert sent[name].equal(original[name].bfloat16())

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crossfl.protocol.layout import STATE
 from crossfl.protocol.records import Aggregation
-from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import MODEL, STATE, aggregate
-from crossfl.steps.initialise import start
+from crossfl.protocol.state import ServerState
+from crossfl.server.rounds import aggregate
 from crossfl.storage import delta, encodings, manifest
-from crossfl.storage.checkpoint import ADAPTER, SINGLE, Tensors, slots
+from crossfl.storage.checkpoint import Tensors, slots
+from crossfl.storage.model_settings import ADAPTER_CONFIG, LORA
+from crossfl.storage.weight_files import ADAPTER, SINGLE
 
 Values = dict[str, Tensor]
 STARTED = 1_700_000_000.0
@@ -24,14 +26,14 @@ class Federation:
     """A global model and a server state in a folder, and updates for its first round.
 
     `shards` are the files of the model; `rules` are fields of the aggregation record. With
-    `adapted`, they are of its adapter, and those are the weights that it adapts.
+    `adapted`, the model is an adapter.
     """
 
     def __init__(
         self,
         folder: Path,
         shards: list[Values] | Values,
-        adapted: Values | None = None,
+        adapted: bool = False,
         **rules: Any,
     ) -> None:
         self.folder = folder
@@ -43,7 +45,9 @@ class Federation:
         self.state.mkdir()
         (self.model / "config.json").write_text("{}")
         if adapted:
-            save_file(adapted, self.model / SINGLE, metadata={"format": "pt"})
+            settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4}
+            (self.model / ADAPTER_CONFIG).write_text(json.dumps(settings))
+            (self.model / LORA).write_text("{}")
         for number, shard in enumerate(self.shards, 1):
             save_file(shard, self.model / self._name(number), metadata={"format": "pt"})
         if len(self.shards) > 1:

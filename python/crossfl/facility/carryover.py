@@ -16,7 +16,7 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Task
-from crossfl.storage import manifest
+from crossfl.storage.files import publish
 from crossfl.storage.tensorfile import TensorFile
 
 
@@ -69,7 +69,7 @@ class CarriedState:
         """Give a folder for what this round leaves; at the end it stands beside the one before."""
         mine = self._of(self._round)
         shutil.rmtree(mine, ignore_errors=True)
-        with manifest.publish(mine) as folder:
+        with publish(mine) as folder:
             yield folder
         for path in self.folder.iterdir():
             if path not in (mine, self.before):

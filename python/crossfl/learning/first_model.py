@@ -1,5 +1,6 @@
 """The first global model, made with the model library: copied, drawn at random, or an adapter."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.records import BYTES, Lora
-from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.model_folder import ModelFolder, tokenizer_view
+from crossfl.storage.weight_files import weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -47,14 +49,7 @@ def write_first_model(
         _random_model(config, seed, directory)
     described_by = model / "config.json" if model else config
     if described_by and (vocabulary := _vocabulary(described_by)) is not None:
-        loaded = _tokenizer(tokenizer, model)
-        if len(loaded) > vocabulary:
-            raise CrossFLError(
-                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
-                f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
-                "config.json"
-            )
-        loaded.save_pretrained(directory)
+        _save_tokenizer(tokenizer, model, vocabulary, directory)
 
 
 def _copy_model(model: Path, directory: Path) -> None:
@@ -64,11 +59,14 @@ def _copy_model(model: Path, directory: Path) -> None:
     """
     if not (model / "config.json").is_file():
         raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
-    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
+    folder = ModelFolder.own(model)
     from crossfl.learning.models.loading import load_weights
 
     generation = model / "generation_config.json"
-    load_weights(model, "auto").save_pretrained(directory)
+    network = load_weights(folder, "auto")
+    # The class is transformers' own, whatever code the folder may have come with.
+    network.config.__dict__.pop("auto_map", None)
+    network.save_pretrained(directory)
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
 
@@ -79,7 +77,7 @@ def _adapter(
     from crossfl.learning import lora as adapter
 
     if model is not None and lora.base_digest is None:
-        lora = lora.replace(base_digest=adapter.digest(model))
+        lora = lora.replace(base_digest=weights_digest(model))
     if lora.base_digest is None:
         raise CrossFLError(
             "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
@@ -119,23 +117,37 @@ def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
     )
 
 
-def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer, ByT5Tokenizer
+def _save_tokenizer(name: str | None, model: Path | None, vocabulary: int, directory: Path) -> None:
+    """Save a tokenizer by name, or else the model's own, if the model has all its tokens."""
+    from transformers import ByT5Tokenizer
 
-    if name == BYTES:
-        return ByT5Tokenizer()
+    from crossfl.learning.models.loading import load_tokenizer
+
+    with contextlib.ExitStack() as stack:
+        if name == BYTES:
+            loaded: PreTrainedTokenizerBase = ByT5Tokenizer()
+        else:
+            folder = _tokenizer_folder(name, model)
+            # Some tokenizers copy their files only when they are saved.
+            loaded = load_tokenizer(stack.enter_context(tokenizer_view(folder)), folder)
+        if len(loaded) > vocabulary:
+            raise CrossFLError(
+                f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+                f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
+                "config.json"
+            )
+        # Several chat templates would be a folder of files; a model folder has none.
+        several = isinstance(loaded.chat_template, dict)
+        loaded.save_pretrained(directory, save_jinja_files=not several)
+
+
+def _tokenizer_folder(name: str | None, model: Path | None) -> Path:
     folder = model if name is None else Path(name)
     if folder is None:
         raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
     if not (folder / "tokenizer_config.json").is_file():
         raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    return loaded
+    return folder
 
 
 def _vocabulary(config: Path) -> int | None:

@@ -45,7 +45,7 @@ class Parallel:
 
         Its parameters are new ones, so the optimizer is to be made afterwards.
         """
-        if self._training.execution == "compiled":
+        if self._training.compile:
             model.compile()
         if not self.shards:
             prepared: nn.Module = self._accelerator.prepare(model)

@@ -71,7 +71,7 @@ class Trainer:
                 f"{self._parallel.number} ranks"
             )
         self._task, self._training = task, training
-        self._coding = encodings.of(training.encoding, training.kept)
+        self._coding = encodings.of(training.encoding, training.topk_fraction)
         remembers = self._coding.lossy or os.environ.get(place.STATE)
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
@@ -98,10 +98,11 @@ class Trainer:
         return self._parallel.leads
 
     @property
-    def lost(self) -> str | None:
-        """What to say where something should have been kept here since the last round."""
+    def notices(self) -> list[str]:
+        """What to say where something should have been kept at the facility since the last round."""
         residual = self._residual.lost if self._residual and self._coding.lossy else None
-        return residual or (self._carried.lost if self._carried else None)
+        lost = residual or (self._carried.lost if self._carried else None)
+        return [lost] if lost else []
 
     def validate(self) -> dict[str, Any]:
         """Metrics of the model as it is, on the validation split."""
@@ -173,6 +174,8 @@ class Trainer:
         needed = accounting.operations(network, done.read / max(done.samples, 1))
         used = rate * needed / (peak * self._parallel.number) if peak and needed else None
         return {
+            "first_loss": done.losses[0],
+            "last_loss": done.losses[-1],
             "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
             "tokens_read": done.read,
             "bad_samples": len(self._samples.bad),
@@ -205,7 +208,7 @@ class Trainer:
             lost = stack.enter_context(keeps.after()) if keeps else None
             if not lora.save(network, state, Path(scratch)):
                 network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
-            local = Tensors.of_model(Path(scratch))
+            local = Tensors(sorted(Path(scratch).glob("*.safetensors")))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
                 path = directory / delta.file_name(file.path.name)
@@ -279,7 +282,7 @@ class Trainer:
             datasets.encode(self._samples[i], self._tokenizer, training.sequence_length)
             for i in mine
         ]
-        packs = training.batching == "packed"
+        packs = training.packing
         rows = rows_of(encoded, training.sequence_length if packs else None)
         most = training.micro_batch or size
         return [
@@ -315,8 +318,8 @@ class Trainer:
         parameters = list(self._parameters.values())
         if training.proximal_mu:
             pull_back(parallel.unwrap(self._model), self._anchors, training.proximal_mu)
-        if training.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

@@ -6,6 +6,7 @@ module carry the limits. Flags, CWL records, documentation and JSON Schemas foll
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -216,6 +217,11 @@ def default_of(field: msgspec.structs.FieldInfo) -> Any:
 def label_of(record: type) -> str:
     """The name of a record in messages, in CWL and in flags."""
     return record.__name__.lower()
+
+
+def is_name(word: str) -> bool:
+    """Whether a word is a plain one in a path, a table or a shell."""
+    return re.search(NAME, word) is not None
 
 
 def check_name(what: str, name: str) -> None:

@@ -10,9 +10,10 @@ from crossfl.protocol.layout import MASTER
 from crossfl.protocol.records import Aggregation
 from crossfl.server import optimizers
 from crossfl.server.averaging.walk import pieces
-from crossfl.storage.checkpoint import INDEX, Tensors
+from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.files import write_json
 from crossfl.storage.tensorfile import Writer
+from crossfl.storage.weight_files import INDEX
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Number formats in which a global model may travel."""

@@ -22,6 +22,7 @@ from crossfl.server.shares import shares
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.files import link, link_tree, publish
+from crossfl.storage.model_folder import ModelFolder
 
 MOST_BEST = 100
 """Rounds with the lowest losses that the state remembers for the journal."""
@@ -126,7 +127,7 @@ def aggregate(
     described = manifest.read(model, ModelManifest)
     if described.digest != server.model:
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
-    weights = Tensors.of_model(model)
+    weights = Tensors(list(ModelFolder.received(model, only=()).weights))
     manifest.verify(model, ModelManifest, only=_copied(described, weights))
     held = server_state.held_updates(server, state)
     signers = server_state.signers(server, state)

@@ -24,6 +24,7 @@ from crossfl.steps import outputs
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.files import publish
+from crossfl.storage.model_folder import ModelFolder
 
 
 def initialise(
@@ -66,6 +67,7 @@ def initialise(
         if aggregation.model_dtype != "keep":
             first_state.convert(directory, first_state.DTYPES[aggregation.model_dtype])
         digest = manifest.write(directory, ModelManifest(round=0)).digest
+        ModelFolder.received(directory, only=())  # what a facility would refuse is told now
         state = ServerState(
             rounds=rounds,
             seed=seed,

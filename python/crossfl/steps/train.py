@@ -14,12 +14,14 @@ from crossfl.facility.time_budget import StopSignal
 from crossfl.observe.events import Progress
 from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import UPDATE
-from crossfl.protocol.manifest import ModelManifest, UpdateManifest
-from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
+from crossfl.protocol.manifest import UpdateManifest
+from crossfl.protocol.measurements import Metrics, PhaseSeconds, TrainingMetrics, UpdateMetrics
 from crossfl.protocol.records import Task, Training
+from crossfl.protocol.text import printable
 from crossfl.steps import failure, outputs
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import check_vacant, publish
+from crossfl.storage.model_folder import ModelFolder
 
 LONGEST_REASON = 2000
 """Characters of a reason that a manifest holds."""
@@ -48,6 +50,7 @@ def train(
     with Progress(facility=task.facility, round=task.round, rounds=rounds) as progress:
         progress("load")
         with clock("load"):
+            ModelFolder.received(model, only=())  # before links in it would be copied
             model, folder = staged(model), staged(folder)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
@@ -57,16 +60,16 @@ def train(
             for notice in trainer.notices:
                 progress("load", message=notice)
         with clock("evaluate"):
-            validation = trainer.validate()
+            validation = Metrics.parse(trainer.validate())
         with clock("train"):
             result = trainer.train(progress, stop or StopSignal(), sum(clock.seconds.values()))
         status: Literal["complete", "partial"] = "complete" if result.reason is None else "partial"
         reason = result.reason and f"{result.steps} of {task.local_steps} steps: {result.reason}"
-        cost = trainer.account(result)
+        cost = TrainingMetrics.parse(trainer.account(result))
         local = None
         if reason is None:
             with clock("evaluate"):
-                local = trainer.validate()
+                local = Metrics.parse(trainer.validate())
         if not trainer.leads:
             trainer.save_delta(model, out)
             trainer.keep()
@@ -111,11 +114,10 @@ def absent(task: Task, reason: str, out: Path) -> UpdateManifest:
             UpdateManifest(
                 **_heading(task),
                 status="absent",
-                reason=reason[:LONGEST_REASON],
+                reason=printable(reason, longest=LONGEST_REASON),
                 seconds=PhaseSeconds(queue=scheduler.seconds_in_queue()),
             ),
         )
-        signature.sign(directory)
         return update
 
 
@@ -155,18 +157,18 @@ class Clock:
         return PhaseSeconds(**{phase: round(s, 3) for phase, s in self.seconds.items()})
 
 
-def check_base(model: Path, task: Task) -> ModelManifest:
+def check_base(model: Path, task: Task) -> ModelFolder:
     """Check that the model arrived whole and is the one the task starts from.
 
     Raises:
         CrossFLError: it is not.
     """
-    described = manifest.verify(model, ModelManifest)
-    if described.digest != task.base:
+    folder = ModelFolder.received(model)
+    if folder.digest != task.base:
         raise CrossFLError(
             f"{model} is not the model that round {task.round} of {task.facility} starts from"
         )
-    return described
+    return folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

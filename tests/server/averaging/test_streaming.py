@@ -161,16 +161,16 @@ def test_a_disk_too_small_is_known_before_any_work(tmp_path: Path) -> None:
         subprocess.run(["umount", out], check=True)
 
 
-def test_an_adapter_is_averaged_and_what_it_adapts_is_passed_on(tmp_path: Path) -> None:
+def test_an_adapter_is_averaged_and_its_settings_are_passed_on(tmp_path: Path) -> None:
     adapter: Values = {"q.lora_A.weight": torch.randn(4, 30), "q.lora_B.weight": torch.zeros(30, 4)}
-    federation = Federation(tmp_path, adapter, adapted={"q.weight": torch.randn(30, 30)})
+    federation = Federation(tmp_path, adapter, adapted=True)
     deltas = [federation.deltas(i) for i in range(2)]
     out = federation.run([federation.update(f"s{i}", d) for i, d in enumerate(deltas)])
     manifest.verify(out / MODEL, "model")
     for name, start in adapter.items():
         expected = start + (deltas[0][name] + deltas[1][name]) / 2
         torch.testing.assert_close(weights(out)[name], expected)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "adapter_config.json", "lora.json"):
         assert (out / MODEL / name).read_bytes() == (federation.model / name).read_bytes()
     assert {p.name for p in (out / STATE).glob("*.safetensors")} == {
         "master.adapter_model.safetensors"
