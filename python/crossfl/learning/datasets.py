@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.records import NAME
+from crossfl.protocol.fields import is_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,7 +224,7 @@ def _saved(path: Path, split: Split) -> tuple[Samples, bool]:
 def _sample(row: Any, where: str) -> Sample:
     if isinstance(row, dict):
         task = None if row.get("task") is None else str(row["task"])
-        if task is not None and not NAME.fullmatch(task):
+        if task is not None and not is_name(task):
             raise CrossFLError(
                 f"{where}: the name of its 'task' has more than letters, digits, '.', '_' and '-'"
             )

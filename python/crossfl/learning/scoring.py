@@ -37,16 +37,16 @@ def metrics_of(tasks: Iterable[str | None], declared: Mapping[str, str]) -> dict
     Raises:
         CrossFLError: a package that one of them needs is not installed.
     """
-    found = {
+    metrics = {
         task: metric for task in tasks if task and (metric := ({**TASKS, **declared}).get(task))
     }
-    for metric in found.values():
+    for metric in metrics.values():
         if (package := PACKAGES.get(metric)) and find_spec(package) is None:
             raise CrossFLError(
                 f"the metric {metric!r} needs {package}, which is not installed here: "
                 "pip install 'crossfl[chemistry]'"
             )
-    return found
+    return metrics
 
 
 def declared(dataset: Path) -> dict[str, str]:
@@ -59,8 +59,8 @@ def declared(dataset: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        known = all(metric in METRICS for metric in found.values())
+        metrics = json.loads(path.read_text("utf-8"))
+        known = all(metric in METRICS for metric in metrics.values())
     except (ValueError, AttributeError, TypeError):
         known = False
     if not known:
@@ -68,7 +68,7 @@ def declared(dataset: Path) -> dict[str, str]:
             f"{path} is no object that names the metric of each task: choose of "
             f"{', '.join(METRICS)}"
         )
-    return dict(found)
+    return dict(metrics)
 
 
 def answer(text: str, like: str) -> str:
@@ -87,14 +87,14 @@ def exact(pairs: Pairs) -> Scores:
 def number(pairs: Pairs) -> Scores:
     """`coverage`: the share of answers that are numbers; `rmse` of those, if there are any."""
     wanted = [(w, e) for w, text in pairs if (e := _number(text)) is not None]
-    found = [(w, e) for text, e in wanted if (w := _number(text)) is not None]
+    numbers = [(w, e) for text, e in wanted if (w := _number(text)) is not None]
     if not wanted:
         return {}
-    scores = {"coverage": len(found) / len(wanted)}
-    if found:
+    scores = {"coverage": len(numbers) / len(wanted)}
+    if numbers:
         # math.dist scales, where squares of absurd answers would overflow.
-        distance = math.dist([w for w, _ in found], [e for _, e in found])
-        scores["rmse"] = min(distance / math.sqrt(len(found)), 1e300)
+        distance = math.dist([w for w, _ in numbers], [e for _, e in numbers])
+        scores["rmse"] = min(distance / math.sqrt(len(numbers)), 1e300)
     return scores
 
 
@@ -137,8 +137,10 @@ def text(pairs: Pairs) -> Scores:
             scores[f"bleu{n}"] = float(bleu)
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names)
-    each = [scorer.score(expected, written) for written, expected in pairs]
-    return scores | {name: _mean([found[name].fmeasure for found in each]) for name in names}
+    overlaps = [scorer.score(expected, written) for written, expected in pairs]
+    return scores | {
+        name: _mean([overlap[name].fmeasure for overlap in overlaps]) for name in names
+    }
 
 
 def smiles(pairs: Pairs) -> Scores:
@@ -154,8 +156,8 @@ def smiles(pairs: Pairs) -> Scores:
     generator = GetMorganGenerator(radius=2, fpSize=2048)
 
     def molecule(written: str) -> "Chem.Mol | None":
-        found = Chem.MolFromSmiles(written.replace(";", "."))
-        return found if found is not None and found.GetNumAtoms() else None
+        parsed = Chem.MolFromSmiles(written.replace(";", "."))
+        return parsed if parsed is not None and parsed.GetNumAtoms() else None
 
     same: list[bool] = []
     valid: list[bool] = []
@@ -164,10 +166,12 @@ def smiles(pairs: Pairs) -> Scores:
         for written, expected in pairs:
             if (wanted := molecule(expected)) is None:
                 continue
-            found = molecule(written)
-            valid.append(found is not None)
-            same.append(found is not None and Chem.MolToSmiles(found) == Chem.MolToSmiles(wanted))
-            prints = [generator.GetFingerprint(m) for m in (found, wanted) if m is not None]
+            proposed = molecule(written)
+            valid.append(proposed is not None)
+            same.append(
+                proposed is not None and Chem.MolToSmiles(proposed) == Chem.MolToSmiles(wanted)
+            )
+            prints = [generator.GetFingerprint(m) for m in (proposed, wanted) if m is not None]
             similar.append(DataStructs.TanimotoSimilarity(*prints) if len(prints) == 2 else 0.0)
     if not valid:
         return {}

@@ -22,8 +22,9 @@ from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.observe import progress
-from crossfl.server.journal.journal import VARIABLE as JOURNAL
+from crossfl.observe.follow import Follower
+from crossfl.protocol import variables
+from crossfl.protocol.variables import JOURNAL
 from crossfl.server.journal.journal import acquire
 
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
@@ -51,7 +52,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
     account of its work; `streamflow run --debug` brings that back.
     """
 
-    _follower: ClassVar[progress.Follower | None] = None
+    _follower: ClassVar[Follower | None] = None
     _deployed: ClassVar[int] = 0
 
     def __init__(
@@ -89,11 +90,11 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
                 raise WorkflowDefinitionException(str(error)) from None
         cls = FacilityLocalConnector
         cls._deployed += 1
-        if cls._follower is None and progress.VARIABLE not in os.environ:
+        if cls._follower is None and variables.PROGRESS not in os.environ:
             handle, path = tempfile.mkstemp(prefix="crossfl-progress-")
             os.close(handle)
-            os.environ[progress.VARIABLE] = path
-            cls._follower = progress.Follower(Path(path), sys.stderr)
+            os.environ[variables.PROGRESS] = path
+            cls._follower = Follower(Path(path), sys.stderr)
             cls._follower.start()
             if logger.level == logging.INFO:
                 logger.setLevel(logging.WARNING)
@@ -114,7 +115,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         if cls._follower is not None:
             cls._follower.stop()
             cls._follower = None
-            Path(os.environ.pop(progress.VARIABLE)).unlink(missing_ok=True)
+            Path(os.environ.pop(variables.PROGRESS)).unlink(missing_ok=True)
 
     async def get_available_locations(
         self, service: str | None = None
