@@ -6,8 +6,6 @@ import json
 import os
 import re
 import subprocess
-import threading
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +20,6 @@ MODELS = "CROSSFL_MODELS"
 ABSENT = "CROSSFL_ABSENT"
 """Why this machine stands in for the task's facility, in base64, which no shell reads as anything
 else; unset at the facility itself."""
-ENGINE = "CROSSFL_ENGINE"
-"""Process id of the engine, where it runs on this machine."""
 ANY = "*"
 
 
@@ -53,21 +49,6 @@ def data_root(task: Task) -> Path:
     if not folder.is_dir():
         raise CrossFLError(f"{DATA} at {task.facility} is {folder}, which is not a folder")
     return folder
-
-
-def end_with_engine() -> None:
-    """End this process soon after the engine's, which may be killed before it can end its steps."""
-    engine = os.environ.get(ENGINE)
-    if not engine:
-        return
-
-    def watch() -> None:
-        while Path("/proc", engine).exists():
-            time.sleep(0.5)
-        os._exit(1)
-
-    if Path("/proc", engine).exists():
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def check_present() -> None:

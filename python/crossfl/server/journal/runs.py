@@ -9,6 +9,7 @@ from crossfl.errors import CrossFLError
 from crossfl.server.journal import journal
 from crossfl.server.state import ServerState
 from crossfl.steps.report import size
+from crossfl.storage import locks
 
 FOLDER = Path(journal.JOURNALS)
 
@@ -82,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.runs:
         raise CrossFLError(f"name the runs to {args.action}: 'crossfl runs' lists them")
     for run in chosen(args.runs, places):
-        with journal.acquire(run.path.parent):  # none that is going on
+        with locks.acquire(run.path.parent):  # none that is going on
             if args.action == "rm":
                 shutil.rmtree(run.path)
                 print(f"removed {run.path}")
