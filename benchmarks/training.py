@@ -94,7 +94,7 @@ def records(args: argparse.Namespace, model: Path) -> tuple[Task, Training]:
     training = Training(
         batch_size=args.batch * args.ranks, sequence_length=args.length, learning_rate=1e-4,
         precision=args.precision, threads=args.threads, validation_samples=1,
-        activations="recompute" if args.recompute else "keep",
+        activation_checkpointing=args.recompute,
         execution="compiled" if args.compile else "eager",
         sharding="fsdp" if args.ranks > 1 else "none",
     )  # fmt: skip

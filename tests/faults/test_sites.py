@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import Federation, Login
 from crossfl.engine.recovery.housekeeping import RANDOM_NAME
+from tests.support.faults import Federation, Login
 
 END_SECONDS = 30
 """In which a run ends, once it has said what it cannot survive."""

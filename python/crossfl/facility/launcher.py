@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from crossfl.errors import CrossFLError
 from crossfl.facility.time_budget import Notice
-from crossfl.observe import progress
+from crossfl.protocol import variables
 
 LAUNCHER = "CROSSFL_LAUNCHER"
 LAUNCHED = "CROSSFL_LAUNCHED"
@@ -93,7 +93,7 @@ def join() -> None:
     for name, own in zip(RANKS[0], known[0], strict=True):
         os.environ[name] = os.environ[own]
     if os.environ["RANK"] != "0":
-        os.environ[progress.VARIABLE] = os.devnull
+        os.environ[variables.PROGRESS] = os.devnull
 
 
 def leave() -> NoReturn:

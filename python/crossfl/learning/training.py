@@ -26,7 +26,7 @@ from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back
 from crossfl.learning.ranks import Parallel, full, norm, placed
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.plan import derive_seed
 from crossfl.storage import delta, encodings
@@ -205,7 +205,7 @@ class Trainer:
             lost = stack.enter_context(keeps.after()) if keeps else None
             if not lora.save(network, state, Path(scratch)):
                 network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
-            local = Tensors.of_model(Path(scratch))
+            local = Tensors(sorted(Path(scratch).glob("*.safetensors")))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
                 path = directory / delta.file_name(file.path.name)

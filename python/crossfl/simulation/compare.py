@@ -15,7 +15,7 @@ from typing import Any
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets
-from crossfl.observe import progress
+from crossfl.protocol import variables
 from crossfl.protocol.records import Facility
 from crossfl.simulation.simulate import playing_every_facility, rounds
 from crossfl.steps.aggregate import STATE
@@ -148,7 +148,7 @@ def _pool(job: Job, root: Path, folder: Path) -> None:
 
 def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> dict[str, Any]:
     """Train one arm; leave in `scratch` its last state, and its evaluations by facility."""
-    os.environ[progress.VARIABLE] = os.devnull
+    os.environ[variables.PROGRESS] = os.devnull
     by_round: list[dict[str, float]] = []
     with playing_every_facility(root):
         for state, here in rounds(arm, scratch):

@@ -8,7 +8,7 @@ from typing import Any
 
 from crossfl.facility import place
 from crossfl.learning import datasets, scoring
-from crossfl.observe.progress import Progress
+from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training, add_flags, from_flags
 from crossfl.steps.train import add_failure_flag, check_base, reason_of
 from crossfl.storage import files

@@ -9,8 +9,8 @@ from typing import Any
 
 from crossfl import __version__
 from crossfl.errors import CrossFLError
+from crossfl.observe.events import Progress
 from crossfl.observe.page import plots
-from crossfl.observe.progress import Progress
 from crossfl.protocol.records import check_name
 from crossfl.server.journal import journal
 from crossfl.server.state import HISTORY, ServerState

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from crossfl.errors import CrossFLError
-
-LOCK = "lock"
-"""The file in a journal that the holder keeps locked; its text names the holder."""
+from crossfl.protocol.layout import JOURNAL_LOCK
 
 
 def acquire(journal: Path) -> IO[str]:
@@ -25,7 +23,7 @@ def acquire(journal: Path) -> IO[str]:
     """
     try:
         journal.mkdir(parents=True, exist_ok=True)
-        lock = (journal / LOCK).open("a+")
+        lock = (journal / JOURNAL_LOCK).open("a+")
     except OSError as error:
         raise CrossFLError(
             f"the journal cannot be written: {journal}: {error.strerror}. Rounds that were "

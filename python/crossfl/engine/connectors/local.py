@@ -20,7 +20,7 @@ from crossfl.engine.connectors.stand_in import StandsIn
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
-from crossfl.observe.progress import Follower
+from crossfl.observe.follow import Follower
 from crossfl.protocol import variables
 from crossfl.storage.locks import acquire
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,7 +31,7 @@ from crossfl.learning.datasets import IGNORED, Encoded, Image, Sample, encode, e
 from crossfl.learning.models import vision
 from crossfl.learning.ranks import Parallel
 from crossfl.protocol.records import Training
-from crossfl.storage import checkpoint
+from crossfl.storage.model_folder import ModelFolder
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -43,7 +42,7 @@ MOST_TASKS = 64
 
 
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """The model in fp32 and its tokenizer, from a Hugging Face checkpoint directory.
+    """The model in fp32 and its tokenizer, from a verified model folder.
 
     An image classifier has no tokenizer. An adapter comes on its base, as this machine holds it.
 
@@ -52,11 +51,12 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    base = lora.base_of(directory) if lora.is_adapter(directory) else None
+    folder = ModelFolder.received(directory, only=())
+    base = ModelFolder.own(lora.base_of(directory)) if folder.is_adapter else None
     # Weights that do not learn need no more digits than the arithmetic; shards are of one dtype.
     halved = base and training.precision == "bf16" and training.sharding == "none"
     dtype = torch.bfloat16 if halved else torch.float32
-    model = load_weights(base or directory, dtype, training.attention)
+    model = load_weights(base or folder, dtype, training.attention)
     if base:
         model = lora.load(model, directory)
     if training.activations == "recompute":
@@ -67,12 +67,8 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if classifies_images(model.config):
         return model, None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CrossFLError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
+    with folder.view() as view:
+        tokenizer = load_tokenizer(view, directory)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and training.sequence_length > longest:
         raise CrossFLError(
@@ -96,8 +92,28 @@ def kind_of(config: PreTrainedConfig) -> type[Any]:
     return AutoModelForImageClassification if classifies_images(config) else AutoModelForCausalLM
 
 
+def load_tokenizer(view: Path, directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a private view of a folder; the folder is named where that fails.
+
+    Raises:
+        CrossFLError: it cannot be loaded.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            view, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # libraries raise whatever a damaged file makes them
+        raise _unfit("tokenizer", directory, view, error) from None
+    return tokenizer
+
+
+def _unfit(what: str, directory: Path, view: Path, error: Exception) -> CrossFLError:
+    message = str(error).replace(str(view), str(directory)) or type(error).__name__
+    return CrossFLError(f"the {what} in {directory} cannot be loaded: {message}")
+
+
 def load_weights(
-    directory: Path, dtype: torch.dtype | str, attention: str = "auto"
+    folder: ModelFolder, dtype: torch.dtype | str, attention: str = "auto"
 ) -> PreTrainedModel:
     """A causal language model or image classifier, all of its weights from safetensors files.
 
@@ -106,23 +122,24 @@ def load_weights(
     Raises:
         CrossFLError: a weight is missing or of another shape, or the files are no such model.
     """
-    checkpoint.model_files(directory)
-    try:
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        loaded: Any = kind_of(config).from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation=None if attention == "auto" else attention,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise CrossFLError(f"the model in {directory} cannot be loaded: {error}") from None
+    directory = folder.path
+    with folder.view() as view:
+        try:
+            config = AutoConfig.from_pretrained(
+                view, local_files_only=True, trust_remote_code=False
+            )
+            loaded: Any = kind_of(config).from_pretrained(
+                view,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                attn_implementation=None if attention == "auto" else attention,
+            )
+        except Exception as error:  # libraries raise whatever a damaged file makes them
+            raise _unfit("model", directory, view, error) from None
     model, found = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
     if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
         raise CrossFLError(
