@@ -99,7 +99,7 @@ class Trainer:
 
     @property
     def notices(self) -> list[str]:
-        """What to say where something should have been kept at the facility since the last round."""
+        """What to say where something should have been kept here since the last round."""
         residual = self._residual.lost if self._residual and self._coding.lossy else None
         lost = residual or (self._carried.lost if self._carried else None)
         return [lost] if lost else []
