@@ -302,12 +302,11 @@ def _number_demands(
     try:
         number = msgspec.convert(value, convert, strict=strict)
     except msgspec.ValidationError:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        too_large = real and (convert is float or value != value or abs(value) == math.inf)
-        yield "give a finite number" if too_large else f"expected {convert.__name__}"
-        return
-    if not math.isfinite(number):
+        number = value  # not a number, not a whole one, or an integer too large for a float
+    if isinstance(number, float) and not math.isfinite(number):
         yield "give a finite number"
+    elif type(number) is not convert and (convert is int or type(number) is not int):
+        yield f"expected {convert.__name__}"
     elif kind.ge is not None and number < kind.ge:
         yield f"it must be at least {kind.ge}"
     elif kind.le is not None and number > kind.le:

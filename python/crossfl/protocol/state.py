@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from crossfl.protocol import decoding
 from crossfl.protocol.fields import (
     Amount,
     Count,
@@ -123,3 +124,17 @@ class ServerState(Record, frozen=True, kw_only=True):
     def ledger_of(self, facility: str) -> FacilityLedger:
         """What is remembered of a facility; of a new one, nothing."""
         return self.ledger.get(facility, FacilityLedger())
+
+
+def decode(content: bytes, what: str) -> ServerState:
+    """Read `state.json`.
+
+    Args:
+        content: the document.
+        what: name of the document, for the message.
+
+    Raises:
+        CrossFLError: it is of another format, damaged, or out of its limits.
+    """
+    decoding.check_format(decoding.read_head(content, what, LARGEST_STATE), FORMAT, what)
+    return decoding.decode(content, ServerState, what, LARGEST_STATE)

@@ -16,6 +16,7 @@ from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
 from streamflow.log_handler import logger
 
+from crossfl.engine.private import UMASK
 from crossfl.engine.recovery.failures import StandsIn
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
@@ -31,7 +32,12 @@ DEPLOYMENT = "CROSSFL_DEPLOYMENT"
 
 
 class LocalConnector(SafeCopies, EngineLocalConnector):
-    """The engine's, which copies nothing that a link leads out to."""
+    """The engine's; it follows no link that leads out, and makes folders for its user alone."""
+
+    async def deploy(self, external: bool) -> None:
+        """Give the engine, which makes the folders itself, and so its steps, our umask."""
+        os.umask(UMASK)
+        await super().deploy(external)
 
     @classmethod
     def get_schema(cls) -> str:
