@@ -78,7 +78,9 @@ def groups_of(
         rest += tasks.pop(name)
     while rest and tasks and not is_large(rest):
         rest += tasks.pop(min(tasks, key=lambda name: (len(tasks[name]), name)))
-    return {**({None: rest} if rest else {}), **tasks}
+    groups: dict[str | None, list[T]] = {None: rest} if rest else {}
+    groups.update(tasks)
+    return groups
 
 
 def edge_losses(

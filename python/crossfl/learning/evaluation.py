@@ -4,6 +4,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from crossfl.facility.place import Disclosure
+from crossfl.learning import datasets
 from crossfl.learning.batching import Batch, batch_of
-from crossfl.learning.datasets import IGNORED, Encoded, Image, Sample, encode, encode_prompt
-from crossfl.learning.disclosure import Span, groups_of, measured_length, rounded, withheld
+from crossfl.learning.datasets import (
+    IGNORED,
+    Encoded,
+    Image,
+    Sample,
+    Samples,
+    encode,
+    encode_prompt,
+)
+from crossfl.learning.disclosure import Span, groups_of, measured_length, rounded, usable, withheld
 from crossfl.learning.ranks import Parallel
 from crossfl.protocol.manifest import Completion
-from crossfl.protocol.measurements import Metrics, TaskMetrics
+from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import Training
 from crossfl.protocol.variables import PROMPTS
 
@@ -66,6 +76,17 @@ class _Sums(NamedTuple):
         if self.bytes:
             mean["bits_per_byte"] = self.nats / math.log(2) / self.bytes
         return rounded(mean) | {"tokens": self.tokens, "samples": self.samples}
+
+
+def validation_samples(dataset: Path, training: Training, disclosure: Disclosure) -> Samples:
+    """The samples of a dataset that are measured: the first of its validation split.
+
+    Raises:
+        CrossFLError: the dataset cannot be read.
+    """
+    samples = datasets.read(dataset, "valid")
+    count = usable(len(samples), training.validation_samples, disclosure.min_samples)
+    return Samples(samples[:count], samples.bad)
 
 
 class Validation:
@@ -126,8 +147,9 @@ class Validation:
         parallel = parallel or Parallel(self._training)
         sums = {task: self._sums(model, group, parallel) for task, group in self._groups.items()}
         model.train(was_training)
-        tasks = {t: TaskMetrics(**s.metrics()) for t, s in sums.items() if t is not None}
-        return Metrics(**_total(sums.values()).metrics(), tasks=dict(sorted(tasks.items())))
+        tasks = {t: s.metrics() for t, s in sums.items() if t is not None}
+        total = _total(sums.values()).metrics()
+        return Metrics.parse(total | {"tasks": dict(sorted(tasks.items()))})
 
     def _sums(
         self, model: nn.Module, group: Sequence[Encoded | Image], parallel: Parallel
@@ -158,7 +180,7 @@ def _total(parts: Iterable[_Sums]) -> _Sums:
 
 
 def _span(sample: Encoded | Image) -> Span:
-    """The positions predicted: of a text, those behind its prompt but the first, of an image one."""
+    """The positions that are predicted: an image has one, a text those behind its prompt."""
     if isinstance(sample, Image):
         return Span(0, 1)
     ignored = sum(label == IGNORED for label in sample.labels)
