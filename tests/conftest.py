@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crossfl.protocol.records import Task
+from crossfl.protocol.variables import MIN_VALIDATION_SAMPLES, MIN_VALIDATION_TOKENS
 from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.simulation.simulate import playing_every_facility
