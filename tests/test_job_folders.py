@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
 
 from crossfl.engine.private import heeding_umask
+from tests.support.processes import Run
 
 STEP = """\
 cwlVersion: v1.2
