@@ -15,7 +15,15 @@ from safetensors.torch import save_file
 from crossfl.errors import CrossFLError
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import slots
-from tests.support.federation import Federation, Values, entry, snapshot, weights
+from tests.support.federation import (
+    Federation,
+    Values,
+    entry,
+    facilities,
+    snapshot,
+    weights,
+    write_document,
+)
 
 MODEL: Values = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
 GOOD: Values = {"a": torch.ones(4, 3), "b": torch.ones(5)}
@@ -76,11 +84,9 @@ def _edited(reason: str, name: str, edit: Callable[[dict[str, Any]], Any]) -> No
 
 def _amend(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     """Change what a manifest says, so that it still agrees with itself."""
-    said = json.loads((path / "manifest.json").read_text())
-    edit(said)
-    said["digest"] = manifest.digest(said["files"])
-    del said["seal"]
-    (path / "manifest.json").write_text(json.dumps({**said, "seal": manifest.seal(said)}))
+    document = json.loads((path / "manifest.json").read_text())
+    edit(document)
+    write_document(path, document)
 
 
 def _described(dtype: str, shape: list[Any], *offsets: Any, **more: Any) -> dict[str, Any]:
@@ -92,7 +98,7 @@ DATA = bytes(68)
 
 # What the manifest says of the update.
 _says("it is for round 2", "round_ahead", round=2)
-_says("it is for round 0", "round_behind", round=0)
+_says("round: Expected int >= 1", "round_behind", round=0)
 _says("it is for round '1'", "round_a_word", round="1")
 _says("it is for round True", "round_a_boolean", round=True)
 _says("another model", "base_of_another_model", base="0" * 64)
@@ -333,12 +339,11 @@ def test_refused_and_the_others_unaffected(
     make(federation, path)
     out = federation.run([path, *good])
     assert snapshot(out / "global_model") == undisturbed
-    refused = {f: e for f, e in entry(out)["facilities"].items() if e["status"] == "refused"}
-    (record,) = refused.values()
-    assert reason in record["reason"]
-    assert record["share"] == 0
-    assert str(tmp_path) not in record["reason"]
-    json.dumps(entry(out), allow_nan=False)
+    (refused,) = [e for e in facilities(out).values() if e.status == "refused"]
+    assert reason in str(refused.reason)
+    assert refused.share == 0
+    assert str(tmp_path) not in str(refused.reason)
+    json.dumps(entry(out).asdict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["values_nan", "a_bit_flipped", "tensor_missing", "no_manifest"])
@@ -362,7 +367,7 @@ def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: 
     good = federation.update("good", GOOD)
     largest = {name: torch.full_like(values, 3e38) for name, values in GOOD.items()}
     out = federation.run([federation.update("evil", largest), good])
-    assert "above 1e+18" in entry(out)["facilities"]["evil"]["reason"]
+    assert "above 1e+18" in facilities(out)["evil"].reason
     kept = slots(out / "state").values()
     assert all(values.isfinite().all() for slot in kept for values in slot.values())
 
@@ -380,8 +385,8 @@ def test_a_refused_update_has_no_say_in_others(tmp_path: Path) -> None:
     damaged[-1] ^= 1
     (tiny / "delta.safetensors").write_bytes(damaged)
     out = federation.run([claims, tiny, *good])
-    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
-    assert said == {f"good{i}": "complete" for i in range(4)} | {
+    statuses = {name: e.status for name, e in facilities(out).items()}
+    assert statuses == {f"good{i}": "complete" for i in range(4)} | {
         "tiny": "refused",
         "unknown-1": "refused",
     }
@@ -394,22 +399,26 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     save_file(GOOD, evil / "delta-00002-of-00002.safetensors")
     federation.seal(evil, "evil")
     out = federation.run([evil, *good])
-    assert "also in another file" in entry(out)["facilities"]["evil"]["reason"]
+    assert "also in another file" in facilities(out)["evil"].reason
 
 
 def test_nobody_speaks_who_was_not_asked(tmp_path: Path) -> None:
+    """An update is of the facility that was asked at its place, or of nobody."""
     federation = Federation(tmp_path, MODEL, quorum=1, aggregation_rule="fednova")
     good = federation.update("good", GOOD, steps=5)
     stranger = federation.update("stranger", GOOD, steps=5)
     boasting = federation.update("boasting", GOOD, steps=9007199254740992)
-    claims = federation.update("good", name="claims", status="absent", reason="\x1b[2Jgone")
-    out = federation.run([good, stranger, boasting, claims], asked={"good": 5, "boasting": 7})
-    said = {name: (e["share"], e["reason"]) for name, e in entry(out)["facilities"].items()}
-    assert said == {
+    claims = federation.update("good", name="claims", status="absent", reason="gone")
+    ill = federation.update("ill", status="absent", reason="\x1b[2Jgone")
+    asked = {"good": 5, "boasting": 7, "ill": 5, "late": 5, "lost": 5}
+    allowances = federation.allowances(asked)
+    out = federation.run([good, boasting, ill, stranger, claims], allowances=allowances)
+    assert {name: (e.share, e.reason) for name, e in facilities(out).items()} == {
         "good": (1.0, None),
-        "stranger": (0.0, "stranger was not asked for an update in this round"),
-        "boasting": (0.0, "it claims 9007199254740992 steps, it was asked for 7"),
-        "unknown-1": (0.0, " [2Jgone"),
+        "boasting": (0.0, "it is complete and claims 9007199254740992 steps, and was asked for 7"),
+        "ill": (0.0, "\\x1b[2Jgone"),
+        "late": (0.0, "it is made in the name of stranger, and late was asked for it"),
+        "lost": (0.0, "it is made in the name of good, and lost was asked for it"),
     }
 
 
@@ -417,8 +426,8 @@ def test_a_facility_may_have_the_name_of_one_that_has_none(tmp_path: Path) -> No
     federation = Federation(tmp_path, MODEL, quorum=1)
     nameless = federation.update("", GOOD, name="nameless")
     out = federation.run([nameless, federation.update("unknown-1", GOOD)])
-    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
-    assert said == {"unknown-1": "complete", "unknown-2": "refused"}
+    statuses = {name: e.status for name, e in facilities(out).items()}
+    assert statuses == {"unknown-1": "complete", "unknown-2": "refused"}
 
 
 def test_an_infinite_master_weight_is_a_damaged_one(tmp_path: Path) -> None:
@@ -462,7 +471,7 @@ def test_a_directory_too_deep_to_list_is_refused(tmp_path: Path) -> None:
         out = federation.run([evil, *good])
     finally:
         subprocess.run(["rm", "-rf", evil], check=True)
-    assert entry(out)["facilities"]["evil"]["status"] == "refused"
+    assert facilities(out)["evil"].status == "refused"
 
 
 def test_the_corpus_is_large() -> None:
@@ -474,16 +483,16 @@ def test_partial_and_absent_updates_are_inputs_like_any_other(tmp_path: Path) ->
     updates = [
         federation.update("complete", GOOD, tokens=300),
         federation.update("partial", GOOD, tokens=100, status="partial", reason="wall time"),
-        federation.update("away", None, status="absent", reason="queue", tokens=0, bytes=0),
+        federation.update("away", None, status="absent", reason="queue", tokens=0),
     ]
-    record = entry(federation.run(updates))
-    assert {f: e["share"] for f, e in record["facilities"].items()} == {
+    entries = facilities(federation.run(updates))
+    assert {name: each.share for name, each in entries.items()} == {
         "away": 0.0,
         "complete": 0.75,
         "partial": 0.25,
     }
-    assert record["facilities"]["away"]["reason"] == "queue"
-    assert record["facilities"]["partial"]["status"] == "partial"
+    assert entries["away"].reason == "queue"
+    assert entries["partial"].status == "partial"
 
 
 @pytest.mark.parametrize("file", ["state/master.model.safetensors", "state/state.json"])
@@ -502,6 +511,6 @@ def test_a_model_of_another_round_is_an_error(tmp_path: Path) -> None:
     federation = _federation(tmp_path)
     update = federation.update("a", GOOD)
     (federation.model / "config.json").write_text('{"x": 1}')
-    manifest.write(federation.model, "model", {"round": 0})
+    manifest.write(federation.model, ModelManifest(round=0))
     with pytest.raises(CrossFLError, match="is not the model that"):
         federation.run([update])
