@@ -35,6 +35,7 @@ from crossfl.batch import batch_of
 from crossfl.budget import Notice
 from crossfl.initialise import initialise
 from crossfl.model import load, load_weights, summed_loss
+from crossfl.model_folder import ModelFolder
 from crossfl.records import Aggregation, Lora, Task, Training
 from crossfl.site import MODELS
 
@@ -156,7 +157,7 @@ def xffl(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     task, training = records(args, model)
     _, tokenizer = load(model, training)
     half = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    network: Any = load_weights(model, half)
+    network: Any = load_weights(ModelFolder.received(model, only=()), half)
     network.gradient_checkpointing_enable({"use_reentrant": False})
     parallel = Parallel(training)
     spread = parallel.spread(network)
