@@ -21,8 +21,9 @@ import yaml
 from conftest import CWL, ROOT
 from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.sites import bind
-from crossfl.sites.environment import PLACEHOLDER, SETTINGS, Environment, Place
+from crossfl.sites.environment import PLACEHOLDER, Environment
+from crossfl.sites.settings import SETTINGS, Place, read_settings
+from crossfl.sites.streamflow_file import FACILITY_STEPS, steps_of, validate
 
 ENVIRONMENTS = ROOT / "environments"
 NAMES = sorted(path.parent.name for path in ENVIRONMENTS.glob("*/deployment.yml"))
@@ -45,7 +46,7 @@ HOSTILE = [
     "a; id", "a;id", "$(id)", "`id`", "a\nid", "a\n", "\na", "a b", "a'b", 'a"b', "-a", "--wrap=id",
     "a|id", "a&id", "a>b", "a<b", "a\\b", "a*", "a{{b}}", "{%b%}", "a#b", "", " ", "a\0b", "ä", "~",
 ]  # fmt: skip
-STEPS = bind.steps(ROOT / "workflows" / "federated.cwl")
+STEPS = steps_of(ROOT / "workflows" / "federated.cwl")
 Bind = Callable[..., tuple[int, str]]
 
 
@@ -91,7 +92,7 @@ def test_every_environment_composes(name: str, crossfl_bind: Bind) -> None:
     status, said = crossfl_bind("--facility", f"{facility}={name}", *required(name, facility))
     assert status == 0, said
     document = load()
-    bind.validate(document)
+    validate(document)
     kinds = {d["type"] for d in document["deployments"].values()}
     assert kinds <= {"crossfl.local", "crossfl.ssh", "crossfl.slurm", "crossfl.pbs"}
     assert not PLACEHOLDER.search(Path("streamflow.yml").read_text())
@@ -103,8 +104,8 @@ def test_bindings_match_steps(crossfl_bind: Bind) -> None:
     crossfl_bind("--facility", "local", "--set", "local.folder=data")
     config = load()["workflows"]["federation"]
     assert not Path(config["config"]["file"]).is_absolute()
-    known = bind.steps(Path(config["config"]["file"])) | {"/"}
-    assert [b["step"] for b in config["bindings"]] == ["/", *bind.FACILITY_STEPS]
+    known = steps_of(Path(config["config"]["file"])) | {"/"}
+    assert [b["step"] for b in config["bindings"]] == ["/", *FACILITY_STEPS]
     assert {b["step"] for b in config["bindings"]} <= known
 
 
@@ -210,7 +211,7 @@ def test_hostile_settings_are_refused(setting: str, value: str) -> None:
     environment = next(e for e in SHIPPED if setting in e.placeholders())
     place = Place(name="site", environment=environment.name, settings={**DUMMY, setting: value})
     with pytest.raises(CrossFLError, match=re.escape(f"site.{setting} is {value!r}")):
-        place.values(environment, "site.sh")
+        environment.values(place, "site.sh")
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
@@ -290,7 +291,7 @@ def test_mistakes_are_named(words: list[str | Path], message: str, crossfl_bind:
 @pytest.mark.parametrize("name", ["eurohpc", "doe"])
 def test_ready_federations(name: str, crossfl_bind: Bind) -> None:
     path = ENVIRONMENTS / f"{name}.yml"
-    facilities = bind.read_settings(path)
+    facilities = read_settings(path)
     words = [word for f in facilities for word in required(f, f)]
     status, said = crossfl_bind("--from", path, *words, "-o", f"{name}.yml")
     assert status == 0, said
@@ -319,7 +320,7 @@ def test_what_others_made_stays(foreign: str, crossfl_bind: Bind) -> None:
     words = ["--facility", "vega", *required("vega", "vega")]
     status, said = crossfl_bind(*words)
     assert status == cli.BAD_INPUT
-    assert f"{foreign} is there, and not made by 'crossfl bind'" in said
+    assert f"{foreign} exists and was not made by 'crossfl bind'" in said
     assert Path(foreign).read_text() == "mine\n"
     assert [p for p in Path().rglob("*") if p.is_file()] == [Path(foreign)]
     for more in (["--force"], []):  # what was made by it may be made again
@@ -364,6 +365,9 @@ def test_a_facility_joins_and_leaves_without_a_change_of_cwl(crossfl_bind: Bind)
 
 
 def test_it_stays_light() -> None:
-    code = "import sys; from crossfl import bind; bind.engine_validator(); print(*sys.modules)"
+    code = (
+        "import sys; from crossfl.sites import bind, streamflow_file; "
+        "streamflow_file.engine_validator(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "accelerate"} & set(done.stdout.split())

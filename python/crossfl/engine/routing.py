@@ -15,7 +15,7 @@ from streamflow.deployment.future import FutureConnector
 from streamflow.deployment.wrapper import ConnectorWrapper
 
 from crossfl.engine.recovery.failures import TASK, FacilityFailureManager, field_of
-from crossfl.sites.environment import VM
+from crossfl.sites.placement import VM
 
 
 class FacilityFilter(BindingFilter):

@@ -36,7 +36,7 @@ from streamflow.workflow.token import JobToken, ListToken
 from streamflow.workflow.utils import get_job_token
 
 from crossfl.facility import place
-from crossfl.sites import bind
+from crossfl.sites.placement import check_placed
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class FacilityFailureManager(FailureManager):
         super().__init__(context)
         self.keep_failed = keepFailed
         if "path" in context.config:  # of a run, and not of a command about runs
-            bind.check_placed(context.config, Path(context.config["path"]))
+            check_placed(context.config, Path(context.config["path"]))
         self.words: dict[str, str] = {}
         """The scheduler's word on how a job ended, where the engine would not hear it."""
         self.queue_timeouts: dict[str, int] = {}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from crossfl.errors import CrossFLError
-from crossfl.sites import bind
+from crossfl.sites import placement, streamflow_file
 from crossfl.sites.environment import PLACEHOLDER
 from crossfl.storage.job import Job
 
@@ -74,7 +74,7 @@ class Federation:
                 matches no step, or a facility of the job has no deployment.
         """
         document = _read(path)
-        bind.validate(document)
+        streamflow_file.validate(document)
         name, results = path.name, [Result(path.name, "schema", "pass", "the engine accepts it")]
         deployments = document.get("deployments") or {}
         targets: dict[tuple[str, str | None], None] = {}
@@ -82,19 +82,19 @@ class Federation:
         for workflow in document["workflows"].values():
             config, bindings = workflow["config"], workflow.get("bindings") or []
             cwl = path.parent / config["file"]
-            known = bind.steps(cwl) | {"/"}
+            known = streamflow_file.steps_of(cwl) | {"/"}
             for binding in bindings:
                 if "step" in binding and (step := binding["step"]) not in known:
                     raise CrossFLError(
                         f"{path}: a binding matches no step: {step!r}; {cwl} has "
                         f"{', '.join(sorted(known))}"
                     )
-                for deployment, service in bind.targets_of(binding):
+                for deployment, service in placement.targets_of(binding):
                     if deployment not in deployments:
                         raise CrossFLError(f"{path}: a binding names no deployment: {deployment!r}")
                     targets[deployment, service] = None
             results.append(Result(name, "bindings", "pass", f"each matches a step of {cwl.name}"))
-            if not bind.routed(workflow, document):
+            if not placement.routed(workflow, document):
                 continue
             if "settings" not in config:
                 warning = "no job file: neither facilities nor datasets are known"
@@ -103,7 +103,7 @@ class Federation:
                 continue
             job_file = path.parent / config["settings"]
             job = Job.load(job_file)
-            bind.check_placed(document, path)
+            placement.check_placed(document, path)
             for facility in job.facilities:
                 datasets.setdefault(facility.name, []).append(facility.dataset)
             said = f"{len(job.facilities)} facilities of {job_file.name} have a deployment"

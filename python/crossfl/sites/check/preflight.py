@@ -13,10 +13,10 @@ from streamflow.log_handler import logger
 from crossfl.engine.connectors.queue import QueueConnector
 from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.engine.shutdown import interrupt_on_termination
-from crossfl.sites.bind import engine_validator
 from crossfl.sites.check.check import Finding, Result, Site
 from crossfl.sites.check.queue import QueueVisit
 from crossfl.sites.check.visit import CONNECT, Visit, first_line
+from crossfl.sites.streamflow_file import engine_validator
 
 
 async def run(
