@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from crossfl.observe import progress
+from crossfl.protocol import variables
 from crossfl.protocol.records import Aggregation, Training, choices_of
 from crossfl.server.state import ServerState
 from crossfl.simulation.simulate import playing_every_facility
@@ -97,7 +97,7 @@ def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
 
     The same for each encoding that is to be replayed.
     """
-    replays = {name: Replay(name, job.training.kept) for name in replayed}
+    replays = {name: Replay(name, job.training.topk_fraction) for name in replayed}
     with playing_every_facility(data), tempfile.TemporaryDirectory() as scratch:
         here, more = Path(scratch, "0"), True
         initialise(job.model, job.config, job.tokenizer, job.seed, job.rounds, RULES, here)
@@ -198,7 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results/encodings.jsonl"))
     args = parser.parse_args()
-    os.environ[progress.VARIABLE] = os.devnull
+    os.environ[variables.PROGRESS] = os.devnull
     job, outcomes = Job.load(args.job), []
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if args.results.exists():

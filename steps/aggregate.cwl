@@ -4,9 +4,13 @@ class: CommandLineTool
 label: Turn the updates of a round into the next global model
 doc: |
   Refuses updates that are not as their manifests say, combines the deltas of the others in fp32,
-  facilities in sorted order, and applies the result to the fp32 master weights by the strategy that
-  the server state names. Memory does not grow with the model or the number of facilities.
+  facilities in sorted order, and applies the result to the fp32 master weights by the server
+  optimizer that the state names. Memory does not grow with the model or the number of facilities.
 
+requirements:
+  SchemaDefRequirement:
+    types:
+      - $import: types/allowance.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -28,14 +32,14 @@ inputs:
       type: array
       items: Directory
       inputBinding: {prefix: --update}
-    doc: One update from each facility, in any order.
-  asked:
+    doc: One update from each facility that was asked, in the order of the allowances.
+  allowances:
     type:
       - "null"
       - type: array
-        items: string
-        inputBinding: {prefix: --asked}
-    doc: Who was asked for an update, and for how many steps, as plan says; unset, anyone counts.
+        items: "types/allowance.yml#allowance"
+        inputBinding: {prefix: --allowance}
+    doc: What each member of the federation may claim, as plan says; unset, anyone's update counts.
 
 outputs:
   next_model:

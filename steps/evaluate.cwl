@@ -4,8 +4,8 @@ class: CommandLineTool
 label: Measure the global model on a facility's validation data
 doc: |
   Loss, perplexity and tokens; exact match where samples have a prompt and a completion. Runs only
-  at the facility that the task names. No sample is in the result: the completions shown are those
-  of the prompts given here.
+  at the facility that the task names. Metrics on too few samples do not leave the facility, and
+  prompts are completed only where its own settings allow it.
 
 requirements:
   SchemaDefRequirement:
@@ -47,5 +47,5 @@ inputs:
 
 outputs:
   evaluation:
-    type: File
-    doc: The evaluation in JSON.
+    type: Directory
+    doc: A manifest with the metrics, and its signature where the facility signs.

@@ -10,6 +10,7 @@ doc: |
 requirements:
   SchemaDefRequirement:
     types:
+      - $import: types/allowance.yml
       - $import: types/facility.yml
       - $import: types/task.yml
       - $import: types/training.yml
@@ -37,7 +38,7 @@ inputs:
     inputBinding: {prefix: --local-steps}
   training:
     type: ["null", "types/training.yml#training"]
-    doc: How the facilities train; compared with the journal only.
+    doc: How the facilities train, from which what they may claim follows; unset, every default.
     inputBinding: {}
   purpose:
     type: {type: enum, name: purpose, symbols: [train, evaluate]}
@@ -54,6 +55,8 @@ outputs:
       type: array
       items: "types/task.yml#task"
     doc: What each facility is asked to do.
-  asked:
-    type: string[]
-    doc: Of each task the facility and its steps, facility=steps, for aggregate to know.
+  allowances:
+    type:
+      type: array
+      items: "types/allowance.yml#allowance"
+    doc: What each member of the federation may claim in this round, for aggregate and report.

@@ -5,6 +5,10 @@ label: Turn history and evaluations into one HTML page
 doc: |
   A static page that opens offline: loss by facility and round, time by phase, and the tables.
 
+requirements:
+  SchemaDefRequirement:
+    types:
+      - $import: types/allowance.yml
 hints:
   SoftwareRequirement:
     packages:
@@ -20,9 +24,16 @@ inputs:
   evaluations:
     type:
       type: array
-      items: File
+      items: Directory
       inputBinding: {prefix: --evaluation}
-    doc: One evaluation from each facility.
+    doc: One evaluation from each facility that was asked, in the order of the allowances.
+  allowances:
+    type:
+      - "null"
+      - type: array
+        items: "types/allowance.yml#allowance"
+        inputBinding: {prefix: --allowance}
+    doc: Who was asked for an evaluation, as plan says; unset, an evaluation may be anyone's.
   comparison:
     type: File?
     doc: What crossfl compare found, for how each facility fares alone.

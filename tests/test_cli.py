@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CWL, DATA, ROUND, Run
 from crossfl import cli
+from tests.support.paths import CWL, DATA, ROUND
+from tests.support.processes import Run
 
 HEAVY = {
     "plan": {"torch", "numpy", "transformers", "accelerate"},
@@ -23,7 +24,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("verb", HEAVY)
 def test_start_up_is_light(verb: str, run: Run, tmp_path: Path) -> None:
-    loaded = f"import sys, crossfl.{verb}; print(*sys.modules)"
+    loaded = f"import sys, crossfl.steps.{verb}; print(*sys.modules)"
     result = run(sys.executable, "-c", loaded, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not HEAVY[verb] & set(result.stdout.split())
@@ -115,12 +116,12 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "2 facilities take part in round 1 of 2, which needs 3",
     ),
     "too few for krum": (
-        lambda _: [*INITIALISE, *CONFIG, *TWO, "--combination", "krum"],
+        lambda _: [*INITIALISE, *CONFIG, *TWO, "--aggregation-rule", "krum"],
         "which needs 5",
     ),
     "decay of 1": (
         lambda _: [*INITIALISE, *CONFIG, "--second-decay", "1"],
-        "aggregation.second_decay is 1.0: it must be below 1",
+        "aggregation.beta2 is 1.0: it must be below 1",
     ),
     "no adaptivity": (
         lambda _: [*INITIALISE, *CONFIG, "--adaptivity", "0"],
@@ -210,7 +211,11 @@ def test_a_full_disk_is_said(
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    for words in ([], ["dance"], ["initialise", *CONFIG, "--strategy", "newton", "--rounds", "1"]):
+    for words in (
+        [],
+        ["dance"],
+        ["initialise", *CONFIG, "--server-optimizer", "newton", "--rounds", "1"],
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         assert ended.value.code == 2

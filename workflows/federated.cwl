@@ -14,6 +14,7 @@ requirements:
   SubworkflowFeatureRequirement: {}
   SchemaDefRequirement:
     types:
+      - $import: ../steps/types/allowance.yml
       - $import: ../steps/types/facility.yml
       - $import: ../steps/types/task.yml
       - $import: ../steps/types/training.yml
@@ -119,7 +120,7 @@ steps:
       facilities: facilities
       local_steps: local_steps
       purpose: {default: evaluate}
-    out: [tasks]
+    out: [tasks, allowances]
   evaluate:
     run: ../steps/evaluate.cwl
     scatter: task
@@ -135,4 +136,5 @@ steps:
     in:
       state: federate/next_state
       evaluations: evaluate/evaluation
+      allowances: plan_evaluation/allowances
     out: [history, evaluation, report]

@@ -10,6 +10,7 @@ requirements:
   ScatterFeatureRequirement: {}
   SchemaDefRequirement:
     types:
+      - $import: ../steps/types/allowance.yml
       - $import: ../steps/types/facility.yml
       - $import: ../steps/types/task.yml
       - $import: ../steps/types/training.yml
@@ -58,7 +59,7 @@ steps:
       facilities: facilities
       local_steps: local_steps
       training: training
-    out: [tasks, asked]
+    out: [tasks, allowances]
   train:
     run: ../steps/train.cwl
     scatter: task
@@ -74,5 +75,5 @@ steps:
       global_model: global_model
       state: state
       updates: train/update
-      asked: plan/asked
+      allowances: plan/allowances
     out: [next_model, next_state, more]

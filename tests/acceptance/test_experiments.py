@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 REAL = ROOT.parent / "shared" / "data"
 SCORES = {"bilingual": "bits_per_byte", "chemistry": "exact_match", "vision": "accuracy"}
 
@@ -28,7 +29,7 @@ def test_a_short_run_through_the_engine(name: str, tmp_path: Path) -> None:
     path = tmp_path / "workflows" / "experiments" / name / "job.yml"
     job = yaml.safe_load(path.read_text())
     job |= {"rounds": 1, "local_steps": 2}
-    job["training"] |= {"validation_samples": 4, "completion_tokens": 8}
+    job["training"] |= {"validation_samples": 4, "max_new_tokens": 8}
     path.write_text(yaml.safe_dump(job))
     streamflow = ROOT / ".venv" / "bin" / "streamflow"
     command = [streamflow, "run", "--outdir", tmp_path / "out", path.with_name("streamflow.yml")]
@@ -48,7 +49,7 @@ def test_the_federation_beats_every_site_alone(tmp_path: Path) -> None:
     comparison = json.loads((out / "comparison.json").read_text())
     losses = {
         arm: sum(metrics["loss"] for metrics in outcome["final"].values())
-        for arm, outcome in comparison.items()
+        for arm, outcome in comparison["arms"].items()
     }
     assert losses["federated"] < min(losses["marconi100"], losses["cloud"])
     assert "Federation helped" in (out / "report.html").read_text()

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import ROOT
 from crossfl.errors import CrossFLError
 from crossfl.server.journal import journal
 from crossfl.simulation.simulate import playing_every_facility
 from crossfl.storage import manifest
-
-spec = importlib.util.spec_from_file_location("journals", ROOT / "tests" / "test_journal.py")
-assert spec is not None and spec.loader is not None
-
-
-@pytest.fixture(scope="module")
-def journals() -> Any:
-    """`tests/test_journal.py`, with its federation that runs in one process."""
-    import conftest
-
-    conftest.CWL = ROOT / "tests" / "cwl"  # type: ignore[attr-defined]
-    assert spec is not None and spec.loader is not None
-    sys.modules["journals"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["journals"])
-    return sys.modules["journals"]
+from tests.support.loop import WEIGHTS, Cut, Federation
+from tests.support.paths import DATA
 
 
 @pytest.fixture
@@ -46,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True)
     os.environ[journal.VARIABLE] = str(place / "journal")
     try:
-        with playing_every_facility(ROOT / "tests" / "cwl" / "data"):
+        with playing_every_facility(DATA):
             yield place
     finally:
         os.environ.pop(journal.VARIABLE)
@@ -68,15 +51,14 @@ def remount(place: Path, options: str) -> None:
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_publishing_fails(
-    journals: Any,
     tmp_path: Path,
     disk: Path,
     fault: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    federation = journals.Federation(tmp_path / "run")
-    with pytest.raises(journals.Cut):
+    federation = Federation(tmp_path / "run")
+    with pytest.raises(Cut):
         federation.run("after 5")
     filler = disk / "filler"
     # It was enough when the round began, and somebody else then took it.
@@ -102,7 +84,7 @@ def test_publishing_fails(
     assert federation.trained.count(("leonardo", 2)) == 2
     monkeypatch.undo()
     os.environ[journal.VARIABLE] = ""
-    whole = journals.Federation(tmp_path / "whole").run()
-    assert (after / journals.WEIGHTS).read_bytes() == (whole / journals.WEIGHTS).read_bytes()
+    whole = Federation(tmp_path / "whole").run()
+    assert (after / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     os.environ[journal.VARIABLE] = str(disk / "journal")
     shutil.rmtree(tmp_path / "run")

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import FULL, ROOT, streamflow
 from crossfl.simulation.simulate import simulate
 from crossfl.storage.job import Job
+from tests.support.engine import streamflow
+from tests.support.faults import FULL
+from tests.support.paths import CWL, ROOT
 
 ROUNDS = 6
 KILLS = int(os.environ.get("FAULTS_KILLS", "60" if FULL else "20"))
@@ -31,7 +33,7 @@ class Local:
     """The federation of the tests, of two facilities on this machine, with a journal."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(shutil.copytree(ROOT / "tests" / "cwl", folder / "tests" / "cwl"))
+        self.folder = Path(shutil.copytree(CWL, folder / "tests" / "cwl"))
         for name in ("workflows", "steps"):
             (folder / name).symlink_to(ROOT / name)
         for name, change in (("federation.yml", self.change_job), ("streamflow.yml", self.journal)):
@@ -45,7 +47,7 @@ class Local:
     def change_job(document: dict[str, object]) -> None:
         document["rounds"] = ROUNDS
         document["prompts"] = []
-        document["training"] |= {"validation_samples": 1, "completion_tokens": 1}  # type: ignore[operator]
+        document["training"] |= {"validation_samples": 1, "max_new_tokens": 1}  # type: ignore[operator]
 
     @staticmethod
     def journal(document: dict[str, dict[str, dict[str, object]]]) -> None:

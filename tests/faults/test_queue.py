@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from conftest import Login, ssh
 from crossfl.engine.connectors import queue
 from crossfl.engine.connectors.slurm import SlurmConnector
+from tests.support.faults import Login
+from tests.support.testbed import ssh
 
 DAY = 24 * 3600
 SECONDS = 12

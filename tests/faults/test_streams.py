@@ -12,15 +12,16 @@ import pytest
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 
-from conftest import FULL, ROOT, ssh
 from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.errors import CrossFLError
 from crossfl.steps.aggregate import aggregate
 from crossfl.storage import manifest
+from tests.support.faults import FULL
+from tests.support.paths import ROUND
+from tests.support.testbed import ssh
 
 POINTS = 100 if FULL else 10
 """At which each stream is cut, and at which it is garbled."""
-ROUND = ROOT / "tests" / "cwl" / "round"
 FAULT = """\
 case " $* " in *" {mode} "*) ;; *) exec /usr/bin/tar "$@";; esac
 fault() {{ python3 -c '

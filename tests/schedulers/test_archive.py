@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-import hostile
-from conftest import Engine, Outcome, Site
 from crossfl.engine import transfer
 from crossfl.engine.transfer import END, Limits, RefusedError, copy, extract
+from tests.schedulers import hostile
+from tests.support.engine import Engine, Outcome
+from tests.support.testbed import Site
 
 LIMITS = Limits(members=1000, bytes=2**21)
 Shim = Callable[[Site, str, str], None]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, Site
-from test_federation import WORDS, bind, job_of, place_data
+from tests.support.paths import DATA, ROOT
+from tests.support.testbed import Site, bind, job_of, place_data
 
 SECONDS = 60
 """For a check without a job, whatever is wrong."""
@@ -32,7 +32,7 @@ class Checks:
         data = folder / "data"
         data.mkdir()
         for site in sites:
-            (data / site.name).symlink_to(place_data(site, WORDS / "leonardo" / "words"))
+            (data / site.name).symlink_to(place_data(site, DATA / "leonardo" / "words"))
         self.path = bind(sites, python, data, job_of(sites))
         for script in self.path.with_suffix(".d").iterdir():
             lines = script.read_text().splitlines(keepends=True)
@@ -269,7 +269,7 @@ def test_an_interrupt_leaves_no_job(number: int, alpha: Site, at_alpha: Checks) 
 def test_shellcheck_is_here() -> None:
     """Offline checks skip it where it is not installed; here they do not."""
     assert shutil.which("shellcheck"), "run environments/testbed/install.sh"
-    tests = ROOT / "tests" / "test_environments.py"
+    tests = ROOT / "tests" / "sites" / "test_environments.py"
     command = [sys.executable, "-m", "pytest", "-q", "-k", "passes_the_check", str(tests)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

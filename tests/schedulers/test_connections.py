@@ -16,8 +16,9 @@ import psutil
 import pytest
 from streamflow.core.exception import WorkflowExecutionException
 
-from conftest import Engine, Site
 from crossfl.engine.connectors.ssh import SSHConnector
+from tests.support.engine import Engine
+from tests.support.testbed import Site
 
 SECONDS = 30
 

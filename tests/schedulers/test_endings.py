@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from conftest import Engine, Site, closed
+from tests.support.engine import Engine
+from tests.support.testbed import Site, closed
 
 HOG = 'python3 -c "import time; b = bytearray(600 << 20); time.sleep(30)"'
 Shim = Callable[[Site, str, str], None]

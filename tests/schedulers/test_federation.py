@@ -6,55 +6,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from conftest import ROOT, Engine, Outcome, Site, streamflow, unset
 from crossfl.simulation.simulate import simulate
 from crossfl.storage.job import Job
+from tests.support.engine import Engine, Outcome, streamflow, unset
+from tests.support.paths import DATA
+from tests.support.testbed import CANARY, Site, bind, job_of, place_data
 
-CANARY = "canary-4b1d7e"
-WORDS = ROOT / "tests" / "cwl" / "data"
 RUN_SECONDS = 420
-
-
-def place_data(site: Site, words: Path) -> Path:
-    """Put a dataset with a canary in every sample into the home of a site's user."""
-    home = Path(site.facts["home"])
-    folder = home / "data" / "words"
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for split in ("train", "valid"):
-        rows = [json.loads(x) for x in (words / f"{split}.jsonl").read_text().splitlines()]
-        for row in rows:
-            row["completion"] += f" {CANARY}"
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    subprocess.run(["chown", "-R", site.facts["username"], folder.parent], check=True)
-    return folder.parent
-
-
-def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], **more: str) -> Path:
-    """Compose the StreamFlow file of a federation of the testbed's sites, as a user would."""
-    folder = data.parent
-    (folder / "job.json").write_text(json.dumps(job))
-    words = ["bind", "--job", "job.json", "-o", "federation.yml"]
-    for site in sites:
-        kind = "slurm" if site.scheduler == "slurm" else "pbs"
-        words += ["--facility", f"{site.name}={kind}"]
-        settings = site.settings(python, (data / site.name).resolve())
-        if kind == "slurm":
-            settings |= more
-            if "container" in more:
-                del settings["venv"]
-        words += [w for k, v in settings.items() for w in ("--set", f"{site.name}.{k}={v}")]
-    subprocess.run([sys.executable, "-m", "crossfl", *words], cwd=folder, check=True)
-    return folder / "federation.yml"
 
 
 def federate(path: Path, engine: Engine) -> Outcome:
@@ -64,19 +30,6 @@ def federate(path: Path, engine: Engine) -> Outcome:
     log.unlink(missing_ok=True)
     process = streamflow(path, engine.outdir, log, unset())
     return engine.wait(process, begun, RUN_SECONDS)
-
-
-def job_of(sites: Sequence[Site], **more: Any) -> dict[str, Any]:
-    return {
-        "config": {"class": "File", "path": str(ROOT / "tests" / "cwl" / "config.json")},
-        "tokenizer": "bytes",
-        "facilities": [{"name": site.name, "dataset": "words"} for site in sites],
-        "rounds": 3,
-        "local_steps": 3,
-        "training": {"batch_size": 4, "sequence_length": 48, "threads": 1, "completion_tokens": 4},
-        "aggregation": {"strategy": "diloco"},
-        "prompts": ["it 3="],
-    } | more
 
 
 def weights(folder: Path) -> Path:
@@ -91,7 +44,7 @@ def test_three_facilities(
     data = tmp_path / "data"
     data.mkdir()
     for site, words in zip(sites.values(), ("leonardo", "karolina", "leonardo"), strict=True):
-        (data / site.name).symlink_to(place_data(site, WORDS / words / "words"))
+        (data / site.name).symlink_to(place_data(site, DATA / words / "words"))
     path = bind(list(sites.values()), python, data, job_of(list(sites.values())))
     script = path.with_suffix(".d") / "gamma.sh"
     lines = script.read_text().splitlines(keepends=True)
@@ -120,8 +73,8 @@ def test_three_facilities(
 def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "alpha").symlink_to(place_data(alpha, WORDS / "leonardo" / "words"))
-    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    (data / "alpha").symlink_to(place_data(alpha, DATA / "leonardo" / "words"))
+    job = job_of([alpha], rounds=1, aggregation={"server_optimizer": "fedavg"})
     node = Path(alpha.facts["home"]) / "node"  # as if it were storage of its own
     node.mkdir(exist_ok=True)
     shutil.chown(node, alpha.facts["username"])
@@ -157,14 +110,14 @@ def test_two_ranks_in_a_container(
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    folder = place_data(alpha, WORDS / "leonardo" / "words")
+    folder = place_data(alpha, DATA / "leonardo" / "words")
     (data / "alpha").symlink_to(folder)
     shim(alpha, "apptainer", APPTAINER)
     home = Path(alpha.facts["home"])
     profile, calls = home / ".bash_profile", home / "apptainer.calls"
     calls.unlink(missing_ok=True)
     profile.write_text("PATH=$HOME/bin:$PATH\n")
-    job = job_of([alpha], rounds=1, aggregation={"strategy": "fedavg"})
+    job = job_of([alpha], rounds=1, aggregation={"server_optimizer": "fedavg"})
     path = bind([alpha], python, data, job, ranks="2", container=str(python))
     command = [sys.executable, "-m", "crossfl", "check", path.name, "--submit", "--room", "0.1"]
     try:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from conftest import Engine, Site, closed
+from tests.support.engine import Engine
+from tests.support.testbed import Site, closed
 
 Shim = Callable[[Site, str, str], None]
 

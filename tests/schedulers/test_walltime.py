@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Site
 from crossfl.protocol.records import Facility
 from crossfl.server.state import ServerState
 from crossfl.steps.plan import plan
-from test_federation import WORDS, bind, job_of, place_data
-
-ROUND = ROOT / "tests" / "cwl" / "round"
+from tests.support.paths import DATA, ROUND
+from tests.support.testbed import Site, bind, job_of, place_data
 
 
 @pytest.mark.parametrize("how", ["walltime", "signal", "cancel"])
@@ -24,7 +22,7 @@ def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path
     At the walltime it stops by the clock; told a minute before, or cancelled, by the signal. A
     cancelled step hears of it twice: from Slurm, and from the launcher, which passes it on.
     """
-    data = place_data(alpha, WORDS / "leonardo" / "words")
+    data = place_data(alpha, DATA / "leonardo" / "words")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / alpha.name).symlink_to(data)
     job = job_of([alpha])

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Lora
-from crossfl.storage import checkpoint, files, manifest
+from crossfl.storage import checkpoint
+from crossfl.storage.files import write_json
+from crossfl.storage.model_folder import ModelFolder
+from crossfl.storage.model_settings import LORA
+from crossfl.storage.weight_files import ADAPTER, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-FILE = "lora.json"
-"""The record of the adapter in its directory."""
-CONFIG = "adapter_config.json"
+FILE = LORA
 MARK = ".lora_"
 """In the names of all that is the adapter's."""
 FROZEN = ".lora_A."
@@ -36,12 +38,6 @@ def is_adapter(directory: Path) -> bool:
     return (directory / FILE).is_file()
 
 
-def digest(base: Path) -> str:
-    """The identity of a base model: one sha256 over those of its weight files, and their names."""
-    paths = checkpoint.model_files(base)
-    return manifest.digest({path.name: {"sha256": manifest.sha256(path)} for path in paths})
-
-
 def base_of(directory: Path) -> Path:
     """The base model of an adapter on this machine, after its weights were checked.
 
@@ -50,9 +46,9 @@ def base_of(directory: Path) -> Path:
     """
     lora = Lora.parse(json.loads((directory / FILE).read_text()))
     folder = place.resolve(lora.base_model, place.model_root(), place.MODELS)
-    if (found := digest(folder)) != lora.base_digest:
+    if (actual := weights_digest(folder)) != lora.base_digest:
         raise CrossFLError(
-            f"the base model {folder} has the digest {found}, and the adapter is of "
+            f"the base model {folder} has the digest {actual}, and the adapter is of "
             f"{lora.base_digest}: place the same files at every facility"
         )
     return folder
@@ -94,7 +90,7 @@ def create(config: "PreTrainedConfig", lora: Lora, seed: int, directory: Path) -
             bound = 1 / math.sqrt(tensor.shape[1])  # as peft's own, Kaiming with a = √5
             start[name].uniform_(-bound, bound, generator=generator)
     _write(start, directory)
-    files.write_json(directory / FILE, lora.asdict())
+    write_json(directory / FILE, lora.asdict())
 
 
 def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
@@ -106,12 +102,13 @@ def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
     peft = _peft()
     lora = Lora.parse(json.loads((directory / FILE).read_text()))
     try:
-        network = peft.PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+        with ModelFolder.received(directory, only=()).view() as view:
+            network = peft.PeftModel.from_pretrained(base, str(view), is_trainable=True)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CrossFLError(f"the adapter in {directory} cannot be loaded: {error}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in _own(network).items()}
-    found = checkpoint.Tensors.of_model(directory)
-    if expected != {name: tuple(entry.shape) for name, entry in found.floats().items()}:
+    saved = checkpoint.Tensors.of_model(directory)
+    if expected != {name: tuple(entry.shape) for name, entry in saved.floats().items()}:
         raise CrossFLError(f"the adapter in {directory} is not one of the base {lora.base_model}")
     if lora.factors == "b":
         for name, parameter in network.named_parameters():
@@ -130,17 +127,17 @@ def save(network: nn.Module, state: dict[str, Tensor] | None, directory: Path) -
 
 def _own(network: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The adapter's tensors by the names of its file."""
-    found: dict[str, Tensor] = _peft().get_peft_model_state_dict(
+    tensors: dict[str, Tensor] = _peft().get_peft_model_state_dict(
         network, state_dict=state, save_embedding_layers=False
     )
-    return found
+    return tensors
 
 
 def _write(tensors: dict[str, Tensor], directory: Path) -> None:
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, directory / checkpoint.ADAPTER, {"format": "pt"})
+    save_file(whole, directory / ADAPTER, {"format": "pt"})
 
 
 def _peft() -> Any:

@@ -20,6 +20,8 @@ HISTORY = "history"
 """In the folder of a state: the folder of the history's segments."""
 HELD_UPDATES = "updates"
 """In the folder of a state: the updates of the round to come, each by its facility's name."""
+SIGNERS = "signers"
+"""In the folder of a state: OpenSSH allowed signers, where signatures are asked for."""
 MASTER = "master"
 """Family of files with the fp32 master weights: `master.model.safetensors`, …"""
 

@@ -1,102 +1,159 @@
-"""The server state: all that the federation remembers from one round to the next.
+"""The server state on disk: `state.json`, the history, and tensors beside them.
 
-This is its JSON half; the tensors beside it are read and written by `crossfl.storage.checkpoint`.
+    state.json                   rounds, seed, aggregation record, ledger: `ServerState`
+    history/000001.jsonl …       the finished rounds, one a line, `SEGMENT` of them in a file
+    master.*.safetensors         fp32 master weights, in files named like the model's
+    <slot>.*.safetensors         one such family for each slot of the server optimizer
+    updates/<facility>/          updates of a round that waits for its quorum
+    signers                      who may sign, where the aggregation record asks for signatures
+
+A state is renewed in each round. Full segments of the history get a second name there, so that what
+a round costs does not grow with the rounds before it.
 """
 
-import json
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from crossfl.protocol.records import Aggregation, Retention
+from crossfl.errors import CrossFLError
+from crossfl.protocol import decoding
+from crossfl.protocol.history import RoundEntry, decode_line, encode_line
+from crossfl.protocol.layout import HELD_UPDATES, HISTORY, SERVER_STATE, SIGNERS
+from crossfl.protocol.manifest import StateManifest
+from crossfl.protocol.records import Aggregation
+from crossfl.protocol.state import LARGEST_STATE, ServerState
 from crossfl.storage import manifest
+from crossfl.storage.files import concatenate, link, write_bytes
 
-STATE = "state.json"
-HISTORY = "history.jsonl"
-UPDATES = "updates"
-MASTER = "master"
-"""The family of files with the fp32 master weights: `master.model.safetensors`, …"""
+SEGMENT = 32
+"""Rounds in a file of the history."""
 
 
-@dataclass(kw_only=True)
-class ServerState:
-    """What `plan` reads and `aggregate` renews; its tensors lie beside it in the same directory.
+def load(directory: Path) -> ServerState:
+    """Read the state of a directory after checking it against the manifest.
 
-    On disk: `state.json`, `history.jsonl` (one line a round), `master.*.safetensors` (fp32, in
-    files named like the model's), one such family for each slot of the strategy, `manifest.json`.
+    Raises:
+        CrossFLError: the directory is not a complete, unchanged server state.
     """
+    manifest.verify(directory, StateManifest, only={SERVER_STATE, SIGNERS})
+    path = directory / SERVER_STATE
+    return decoding.decode(path.read_bytes(), ServerState, str(path), LARGEST_STATE)
 
-    rounds: int
-    """Rounds to run."""
-    seed: int
-    aggregation: Aggregation
-    started: float
-    """When the federation was initialised, in seconds since 1970."""
-    model: str
-    """Digest of the current global model."""
-    round: int = 0
-    """Rounds finished."""
-    run: str = ""
-    """Name of the run in the journal; empty without one."""
-    retention: Retention = field(default_factory=Retention)
-    held: list[str] = field(default_factory=list)
-    """Facilities whose updates of the round to come are here already, in `updates/<facility>`."""
-    waits: int = 0
-    """Times that the round to come was below its quorum, and is asked for again."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry for each finished round."""
 
-    def late(self) -> bool:
-        """Whether no round may begin any more."""
-        limit = self.aggregation.budget_seconds
-        return limit is not None and time.time() - self.started >= limit
+def save(
+    state: ServerState,
+    directory: Path,
+    sha256_of: Mapping[str, str] = MappingProxyType({}),
+    *,
+    before: Path | None = None,
+    entry: RoundEntry | None = None,
+) -> None:
+    """Write state, history and manifest beside the tensors already there.
 
-    def more(self) -> bool:
-        """Whether another round is to follow: rounds left, target loss not met, time left."""
-        met = False
-        if (target := self.aggregation.target_loss) is not None and self.history:
-            loss = self.history[-1]["loss"]
-            met = loss is not None and loss <= target
-        return self.round < self.rounds and not met and not self.late()
+    Args:
+        state: the state.
+        directory: where to write; its tensors are there.
+        sha256_of: digests that are known, by file.
+        before: the state (directory) that this one follows, whose history it takes over.
+        entry: the round that was finished in between.
+    """
+    known = dict(sha256_of)
+    if before is not None:
+        known |= _continue(before, directory, entry)
+    (directory / SERVER_STATE).write_bytes(decoding.encode(state))
+    manifest.write(directory, StateManifest(round=state.round), known)
 
-    def held_updates(self, directory: Path) -> list[Path]:
-        """The updates that the state in a directory holds."""
-        return [directory / UPDATES / facility for facility in self.held]
 
-    @classmethod
-    def load(cls, directory: Path) -> "ServerState":
-        """Read the state of a directory after checking what is read against its manifest.
+def history(directory: Path) -> Iterator[RoundEntry]:
+    """The finished rounds, in order.
 
-        Raises:
-            CrossFLError: the directory is not a complete, unchanged server state.
-        """
-        manifest.verify(directory, "state", only=(STATE, HISTORY))
-        values = json.loads((directory / STATE).read_text())
-        values["aggregation"] = Aggregation.parse(values["aggregation"])
-        values["retention"] = Retention.parse(values.get("retention", {}))
-        lines = (directory / HISTORY).read_text().splitlines()
-        return cls(**values, history=[json.loads(line) for line in lines])
+    Raises:
+        CrossFLError: a file of the history is damaged.
+    """
+    for path in _segments(directory, manifest.read(directory, StateManifest)):
+        with path.open("rb") as lines:
+            for line in lines:
+                yield decode_line(line, str(path))
 
-    def save(self, directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Write `state.json`, `history.jsonl` and the manifest beside the tensors already there.
 
-        `known` has the sha256 of the tensor files by name, computed while they were written.
-        """
-        values = {k: v for k, v in vars(self).items() if k != "history"}
-        values["aggregation"] = self.aggregation.asdict()
-        values["retention"] = self.retention.asdict()
-        (directory / STATE).write_text(json.dumps(values, indent=1) + "\n")
-        (directory / HISTORY).write_text("".join(json.dumps(h) + "\n" for h in self.history))
-        manifest.write(directory, "state", {"round": self.round}, known)
+def write_history(directory: Path, target: Path) -> None:
+    """Write the whole history into one file, one round a line.
 
-    def updates(self, facility: str) -> list[dict[str, Any]]:
-        """The history of one facility: its entry in each finished round it was asked for."""
-        return [h["facilities"][facility] for h in self.history if facility in h["facilities"]]
+    Raises:
+        CrossFLError: a file of the history is damaged.
+    """
+    concatenate(_segments(directory, manifest.read(directory, StateManifest)), target)
 
-    def counted(self, facility: str) -> dict[int, dict[str, Any]]:
-        """Of these the ones that were averaged, by round."""
-        entries = {h["round"]: h["facilities"].get(facility) for h in self.history}
-        return {n: e for n, e in entries.items() if e and e["status"] in ("complete", "partial")}
+
+def held_updates(state: ServerState, directory: Path) -> list[Path]:
+    """The updates of the round to come that the state in a directory holds."""
+    return [directory / HELD_UPDATES / facility for facility in state.held]
+
+
+def signers(state: ServerState, directory: Path) -> Path | None:
+    """The file that says who may sign; None where no signature is asked for."""
+    return None if state.aggregation.signers is None else directory / SIGNERS
+
+
+def without_path(aggregation: Aggregation) -> Aggregation:
+    """The aggregation record as the state keeps it: with the signers in a file of its own."""
+    return aggregation.replace(signers=SIGNERS) if aggregation.signers else aggregation
+
+
+def write_signers(aggregation: Aggregation, directory: Path) -> None:
+    """Keep the file of signers that the aggregation record names, if it names one.
+
+    Raises:
+        CrossFLError: it cannot be read, or lists nobody.
+    """
+    if aggregation.signers is None:
+        return
+    source = Path(aggregation.signers)
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CrossFLError(
+            f"aggregation.signers is {source}, which cannot be read: {error.strerror}"
+        ) from None
+    if not any(line.strip() and not line.startswith(b"#") for line in content.splitlines()):
+        raise CrossFLError(f"aggregation.signers is {source}, which lists nobody who may sign")
+    write_bytes(directory / SIGNERS, content)
+
+
+def _segments(directory: Path, described: StateManifest) -> Sequence[Path]:
+    """The files of the history, each checked."""
+    names = sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
+    for name in names:
+        if manifest.sha256(directory / name) != described.files[name].sha256:
+            raise CrossFLError(f"{directory / name} does not match its sha256: restore the state")
+    return [directory / name for name in names]
+
+
+def _continue(before: Path, directory: Path, entry: RoundEntry | None) -> dict[str, str]:
+    """Take over the history, and add a round to it; the digests of the files that are unchanged."""
+    described = manifest.read(before, StateManifest)
+    names = sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
+    if SIGNERS in described.files:
+        names.append(SIGNERS)
+    (directory / HISTORY).mkdir(exist_ok=True)
+    unchanged = {}
+    open_segment = None if entry is None else _segment(entry.round)
+    for name in names:
+        if name != open_segment:
+            link(before / name, directory / name)
+            unchanged[name] = described.files[name].sha256
+    if entry is not None and open_segment is not None:
+        lines = b""
+        if open_segment in described.files:
+            lines = (before / open_segment).read_bytes()
+            if manifest.sha256(before / open_segment) != described.files[open_segment].sha256:
+                raise CrossFLError(
+                    f"{before / open_segment} does not match its sha256: restore the state"
+                )
+        (directory / open_segment).write_bytes(lines + encode_line(entry))
+    return unchanged
+
+
+def _segment(round_: int) -> str:
+    """The file of the history that has a round, named after the first one in it."""
+    return f"{HISTORY}/{(round_ - 1) // SEGMENT * SEGMENT + 1:06}.jsonl"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from crossfl.learning import lora
+from crossfl.storage.weight_files import weights_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,4 +13,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print it."""
-    print(lora.digest(args.model))
+    print(weights_digest(args.model))

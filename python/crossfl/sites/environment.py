@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from crossfl.engine.placement import VM
 from crossfl.errors import CrossFLError
-from crossfl.sites.placement import VM
 from crossfl.sites.settings import SETTINGS, Place
 
 WAYS = ("venv", "container")

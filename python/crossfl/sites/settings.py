@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import yaml
 
+from crossfl.engine.placement import VM
 from crossfl.errors import CrossFLError
-from crossfl.sites.placement import VM
 from crossfl.storage.job import Job
 
 SAFE = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from crossfl.engine.placement import FILTER, VM
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import JOURNAL
 from crossfl.sites.environment import MARK, Environment, fill, script
-from crossfl.sites.placement import FILTER, VM
 from crossfl.sites.settings import Place
 from crossfl.storage.job import Job
 

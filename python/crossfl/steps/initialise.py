@@ -1,44 +1,30 @@
 """Make the first global model and the server state, from a model folder or from a configuration."""
 
 import argparse
-import contextlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from crossfl.errors import CrossFLError
-from crossfl.observe.progress import Progress
-from crossfl.protocol.records import (
-    BYTES,
-    Aggregation,
-    Facility,
-    Lora,
-    Retention,
-    add_flags,
-    from_flags,
-    from_flags_if_any,
-    from_words,
-)
-from crossfl.server import aggregation_rules, optimizers
-from crossfl.server.averaging.walk import pieces
+from crossfl.learning.first_model import write_first_model
+from crossfl.observe.events import Progress
+from crossfl.protocol.flags import add_flags, from_flags, from_flags_if_any, from_words
+from crossfl.protocol.layout import GLOBAL_MODEL, STATE
+from crossfl.protocol.manifest import ModelManifest
+from crossfl.protocol.participation import check_rounds
+from crossfl.protocol.records import BYTES, Aggregation, Facility, Lora, Retention
+from crossfl.protocol.state import ServerState
+from crossfl.server import aggregation_rules, first_state
+from crossfl.server import state as server_state
 from crossfl.server.journal import journal
-from crossfl.server.state import HISTORY, MASTER, ServerState
-from crossfl.server.state import STATE as STATE_FILE
-from crossfl.steps.plan import check_rounds
-from crossfl.storage import files, manifest
-from crossfl.storage.checkpoint import INDEX, Tensors
-from crossfl.storage.tensorfile import Writer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from crossfl.server.resume import resume
+from crossfl.steps import outputs
+from crossfl.storage import manifest
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.files import publish
+from crossfl.storage.model_folder import ModelFolder
 
 
 def initialise(
@@ -51,7 +37,7 @@ def initialise(
     out: Path,
     lora: Lora | None = None,
     *,
-    run: str = "",
+    run: str | None = None,
     retention: Retention | None = None,
 ) -> None:
     """Write `out/global_model` and `out/state`.
@@ -62,7 +48,7 @@ def initialise(
         tokenizer: directory of a tokenizer, or `bytes`; unset, the one in the model directory.
         seed: seed of the weights and, through `plan`, of all that follows.
         rounds: rounds to run.
-        aggregation: the strategy and its parameters, kept in the state.
+        aggregation: the server optimizer and its parameters, kept in the state.
         out: folder to write into.
         lora: adapter to train on the model, of which only the configuration is then read, and its
             weights for their digest; unset, the whole model.
@@ -74,221 +60,32 @@ def initialise(
     """
     if rounds < 1:
         raise CrossFLError(f"rounds is {rounds}: a federation has at least 1")
-    if (model is None) == (config is None):
-        raise CrossFLError("give either a model directory (--model) or a --config, not both")
-    published = manifest.publish
-    with published(out / "global_model") as directory, published(out / "state") as memory:
-        if lora is not None:
-            _adapter(model, config, lora, seed, directory)
-        elif model is not None:
-            _copy_model(model, directory)
-        elif config is not None:
-            _random_model(config, seed, directory)
-        described_by = model / "config.json" if model else config
-        if described_by and (vocabulary := _vocabulary(described_by)) is not None:
-            loaded = _tokenizer(tokenizer, model)
-            if len(loaded) > vocabulary:
-                raise CrossFLError(
-                    f"the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
-                    f"{vocabulary}: take the model's own tokenizer, or raise vocab_size in "
-                    "config.json"
-                )
-            loaded.save_pretrained(directory)
-        sums = start(Tensors.of_model(directory), aggregation, memory)
-        if aggregation.broadcast != "own":
-            convert(directory, FORMATS[aggregation.broadcast])
-        described = manifest.write(directory, "model", {"round": 0})
-        ServerState(
+    with publish(out / GLOBAL_MODEL) as directory, publish(out / STATE) as memory:
+        write_first_model(model, config, tokenizer, lora, seed, directory)
+        sums = first_state.write_tensors(Tensors.of_model(directory), aggregation, memory)
+        server_state.write_signers(aggregation, memory)
+        if aggregation.model_dtype != "keep":
+            first_state.convert(directory, first_state.DTYPES[aggregation.model_dtype])
+        digest = manifest.write(directory, ModelManifest(round=0)).digest
+        ModelFolder.received(directory, only=())  # what a facility would refuse is told now
+        state = ServerState(
             rounds=rounds,
             seed=seed,
-            aggregation=aggregation,
+            aggregation=server_state.without_path(aggregation),
             started=time.time(),
-            model=described["digest"],
+            model=digest,
             run=run,
             retention=retention or Retention(),
-        ).save(memory, sums)
-
-
-def _copy_model(model: Path, directory: Path) -> None:
-    """Save the model anew, under the names and in the files that `save_pretrained` gives them.
-
-    What a facility saves after training then has the same names, whatever those in `model` were.
-    """
-    if not (model / "config.json").is_file():
-        raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
-    Tensors.of_model(model)  # reads every header: a damaged file is refused by name
-    from crossfl.learning.models.model import load_weights
-
-    generation = model / "generation_config.json"
-    load_weights(model, "auto").save_pretrained(directory)
-    if generation.is_file():
-        shutil.copyfile(generation, directory / generation.name)
-
-
-def _adapter(
-    model: Path | None, config: Path | None, lora: Lora, seed: int, directory: Path
-) -> None:
-    from crossfl.learning import lora as adapter
-
-    if model is not None and lora.base_digest is None:
-        lora = replace(lora, base_digest=adapter.digest(model))
-    if lora.base_digest is None:
-        raise CrossFLError(
-            "lora.base_digest is missing: run 'crossfl digest FOLDER' where the base model lies, "
-            "or give the model itself (--model)"
         )
-    described_by = model / "config.json" if model else config
-    adapter.create(_settings(described_by or Path()), lora, seed, directory)
-
-
-def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from crossfl.learning.models.model import kind_of
-
-    settings = _settings(config)
-    torch.manual_seed(seed)
-    try:
-        network = kind_of(settings).from_config(settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise _describes_nothing(config, error) from None
-    network.save_pretrained(directory)
-
-
-def _settings(config: Path) -> "PreTrainedConfig":
-    from transformers import AutoConfig
-
-    import crossfl.learning.models.model  # noqa: F401 (it makes known the configurations that are ours)
-
-    try:
-        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _describes_nothing(config, error) from None
-    return settings
-
-
-def _describes_nothing(config: Path, error: Exception) -> CrossFLError:
-    return CrossFLError(
-        f"{config} describes neither a causal language model nor an image classifier: {error}"
-    )
-
-
-def _tokenizer(name: str | None, model: Path | None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    if name == BYTES:
-        return ByT5Tokenizer()
-    folder = model if name is None else Path(name)
-    if folder is None:
-        raise CrossFLError("give a tokenizer: a directory, or 'bytes' for the byte-level one")
-    if not (folder / "tokenizer_config.json").is_file():
-        raise CrossFLError(f"{folder} has no tokenizer_config.json: name a tokenizer directory")
-    try:
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CrossFLError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    return loaded
-
-
-def start(weights: Tensors, aggregation: Aggregation, state: Path) -> dict[str, str]:
-    """Write the master weights and the strategy's slots before the first round; their sha256."""
-    strategy = optimizers.of(aggregation)
-    sums: dict[str, str] = {}
-    for file in weights.files:
-        floats = {n: e.shape for n, e in file.entries.items() if e.dtype.is_floating_point}
-        layout = {name: (torch.float32, shape) for name, shape in floats.items()}
-        slots = [MASTER, *strategy.init(torch.zeros(0), aggregation)]
-        with contextlib.ExitStack() as stack:
-            writers = {
-                slot: stack.enter_context(Writer(state / f"{slot}.{file.path.name}", layout))
-                for slot in slots
-            }
-            for name in floats:
-                master = file.tensor(name).float()
-                for slot, tensor in {MASTER: master, **strategy.init(master, aggregation)}.items():
-                    writers[slot].write(tensor)
-        sums |= {writer.path.name: writer.sha256 for writer in writers.values()}
-    return sums
-
-
-def convert(directory: Path, dtype: torch.dtype) -> None:
-    """Round the floating-point weights of a model directory to a dtype, and say so in its files."""
-    total = 0
-    for file in Tensors.of_model(directory).files:
-        layout = {
-            name: (dtype if entry.dtype.is_floating_point else entry.dtype, entry.shape)
-            for name, entry in file.entries.items()
-        }
-        partial = file.path.with_suffix(".partial")
-        with Writer(partial, layout) as writer:
-            for piece in pieces(file):
-                values = file.span(piece.name, piece.start, piece.count)
-                writer.write(values.to(layout[piece.name][0]))
-        partial.rename(file.path)
-        total += sum(torch.Size(shape).numel() * kind.itemsize for kind, shape in layout.values())
-    for name, key, value in (
-        ("config.json", "dtype", str(dtype).removeprefix("torch.")),
-        (INDEX, "metadata", {"total_size": total}),
-    ):
-        if (directory / name).is_file():
-            files.write_json(
-                directory / name, json.loads((directory / name).read_text()) | {key: value}
-            )
-
-
-def _vocabulary(config: Path) -> int | None:
-    """Tokens that the model knows; an image classifier knows none."""
-    from transformers import AutoConfig
-
-    from crossfl.learning.models.model import classifies_images
-
-    values: dict[str, Any] = json.loads(config.read_text())
-    if classifies_images(AutoConfig.for_model(**values)):
-        return None
-    try:
-        return int(values["vocab_size"])
-    except (KeyError, TypeError, ValueError):
-        raise CrossFLError(f"{config} has no vocab_size: it is not a language model") from None
-
-
-def resume(
-    last: Path, rounds: int, aggregation: Aggregation, retention: Retention, out: Path
-) -> None:
-    """Write `out/global_model` and `out/state` as the last published round left them.
-
-    Args:
-        last: that round in the journal.
-        rounds: rounds to run; another number than before in a run that was forked alone.
-        aggregation: the same, of the aggregation.
-        retention: which rounds the journal keeps from now on.
-        out: folder to write into.
-
-    Raises:
-        CrossFLError: the round cannot be gone on with.
-    """
-    state = ServerState.load(last / "state")
-    if state.aggregation.strategy != aggregation.strategy:
-        raise CrossFLError(
-            f"a run of {state.aggregation.strategy} cannot go on with {aggregation.strategy}, "
-            "which remembers other things: begin anew, from its model"
-        )
-    wanted = replace(state, rounds=rounds, aggregation=aggregation, retention=retention)
-    with manifest.publish(out / "global_model") as directory:
-        files.link_tree(last / "global_model", directory)
-    with manifest.publish(out / "state") as memory:
-        files.link_tree(last / "state", memory)
-        if wanted != state:
-            for name in (STATE_FILE, HISTORY, manifest.FILE):
-                (memory / name).unlink()  # never written in place: they are the journal's too
-            wanted.save(memory)
+        server_state.save(state, memory, sums)
 
 
 def _inventory(path: Path | None) -> Any:
     """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
     if path is None or path.is_file():
         return path and json.loads(path.read_text())
-    files = [each for each in path.rglob("*") if each.is_file()]
-    return {each.relative_to(path).as_posix(): each.stat().st_size for each in files}
+    paths = [file for file in path.rglob("*") if file.is_file()]
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in paths}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -318,16 +115,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write `global_model`, `state` and `more` for the engine; from the journal, where it can."""
-    here, place = args.outdir, journal.here()
+    folder, place = args.outdir, journal.here()
     lora = from_flags_if_any(args, Lora)
     aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
     facilities = [from_words(words, Facility) for words in args.facility]
     configuration = _configuration(args, facilities, aggregation, lora)
     run = journal.find(place, configuration) if place else None
     last = run.last() if run else None
-    finished = ServerState.load(last / "state").round if last else 0
+    finished = server_state.load(last / STATE).round if last else 0
     if facilities:
-        least = aggregation_rules.of(aggregation).least(aggregation.dishonest)
+        least = aggregation_rules.of(aggregation).least(aggregation.num_byzantine)
         left = range(finished + 1, args.rounds + 1)
         check_rounds(facilities, left, max(least, aggregation.quorum or 1))
     if place and run is None:
@@ -335,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     if run is not None:
         _say(f"{run.path} goes on after round {finished}" if last else f"{run.path} begins")
     if last is not None:
-        resume(last, args.rounds, aggregation, retention, here)
+        resume(last, args.rounds, aggregation, retention, folder)
     else:
         initialise(
             args.model,
@@ -344,14 +141,14 @@ def main(args: argparse.Namespace) -> None:
             args.seed,
             args.rounds,
             aggregation,
-            here,
+            folder,
             lora,
-            run=run.path.name if run else "",
+            run=run.path.name if run else None,
             retention=retention,
         )
         if run is not None:
-            run.publish(here / "global_model", here / "state", retention)
-    files.write(here, global_model=here / "global_model", state=here / "state", more=True)
+            run.publish(folder / GLOBAL_MODEL, folder / STATE, retention)
+    outputs.write(folder, global_model=folder / GLOBAL_MODEL, state=folder / STATE, more=True)
 
 
 def _configuration(
@@ -369,8 +166,9 @@ def _configuration(
         "seed": args.seed,
         "rounds": args.rounds,
         "local_steps": args.local_steps,
-        "facilities": {f.name: f.asdict() | {"skips": list(f.skips)} for f in facilities},
-        "aggregation": aggregation.asdict(),
+        "facilities": {f.name: f.asdict() for f in facilities},
+        "aggregation": aggregation.asdict()
+        | ({"signers": Path(aggregation.signers).read_text()} if aggregation.signers else {}),
         "lora": lora.asdict() if lora else None,
     }
 

@@ -3,38 +3,46 @@
 import argparse
 import contextlib
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import launcher, place
+from crossfl.facility import launcher, place, scheduler
 from crossfl.facility.staging import staged
-from crossfl.facility.time_budget import Notice
-from crossfl.observe.progress import Progress
-from crossfl.protocol.records import Task, Training, add_flags, from_flags
-from crossfl.storage import files, manifest, signature
+from crossfl.facility.time_budget import StopSignal
+from crossfl.observe.events import Progress
+from crossfl.protocol.flags import add_flags, from_flags
+from crossfl.protocol.layout import UPDATE
+from crossfl.protocol.manifest import UpdateManifest
+from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
+from crossfl.protocol.records import Task, Training
+from crossfl.protocol.text import printable
+from crossfl.steps import failure, outputs
+from crossfl.storage import manifest, signature
+from crossfl.storage.files import check_vacant, publish
+from crossfl.storage.model_folder import ModelFolder
 
-UPDATE = "update"
+LONGEST_REASON = 2000
+"""Characters of a reason that a manifest holds."""
 
 
 def train(
-    model: Path, task: Task, training: Training, out: Path, notice: Notice | None = None
-) -> dict[str, Any]:
+    model: Path, task: Task, training: Training, out: Path, stop: StopSignal | None = None
+) -> UpdateManifest | None:
     """Write `out/update`: the delta (local minus global weights) and the manifest returned.
 
     The received model, and the local one it has become after training, are measured on the
     facility's validation split in the same job: on a queue, a job of its own would cost another
     wait. Of several ranks, the first one writes; the others return nothing. Where time runs out
-    (`time_budget`), the update is partial, with the number of steps that were done, and the
-    local model is not measured.
+    (`time_budget`), the update is partial, with the number of steps that were done, and the local
+    model is not measured.
 
     Raises:
         CrossFLError: this is not the task's facility, model or dataset are unfit, or there was no
             time for a single step.
     """
-    manifest.check_vacant(out / UPDATE)
+    check_vacant(out / UPDATE)
     if task.local_steps < 1:
         raise CrossFLError(f"task.local_steps is {task.local_steps}: training takes at least 1")
     folder = place.resolve(task.dataset, place.data_root(task))
@@ -42,97 +50,93 @@ def train(
     with Progress(facility=task.facility, round=task.round, rounds=rounds) as progress:
         progress("load")
         with clock("load"):
+            ModelFolder.received(model, only=())  # before links in it would be copied
             model, folder = staged(model), staged(folder)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
             from crossfl.learning.training import Trainer
 
             trainer = Trainer(model, folder, task, training)
-            if trainer.lost:
-                progress("load", message=trainer.lost)
+            for notice in trainer.notices:
+                progress("load", message=notice)
         with clock("evaluate"):
             validation = trainer.validate()
         with clock("train"):
-            trained = trainer.train(progress, notice or Notice(), sum(clock.seconds.values()))
-        status = "complete" if trained.reason is None else "partial"
-        reason = trained.reason and f"{trained.steps} of {task.local_steps} steps: {trained.reason}"
-        cost = trainer.account(trained)
-        local: dict[str, Any] = {}
+            result = trainer.train(progress, stop or StopSignal(), sum(clock.seconds.values()))
+        status: Literal["complete", "partial"] = "complete" if result.reason is None else "partial"
+        reason = result.reason and f"{result.steps} of {task.local_steps} steps: {result.reason}"
+        cost = trainer.account(result)
+        local = None
         if reason is None:
             with clock("evaluate"):
                 local = trainer.validate()
         if not trainer.leads:
             trainer.save_delta(model, out)
             trainer.keep()
-            return {}
-        with manifest.publish(out / UPDATE) as directory:
+            return None
+        with publish(out / UPDATE) as directory:
             with clock("save"):
-                size = trainer.save_delta(model, directory)
+                trainer.save_delta(model, directory)
                 trainer.keep()
-            clock.seconds["queue"] = place.seconds_in_queue()
-            written = manifest.write(
+            clock.seconds["queue"] = scheduler.seconds_in_queue()
+            update = manifest.write(
                 directory,
-                "update",
-                {
-                    **_heading(task, status, reason),
-                    "tokens": trained.tokens,
-                    "samples": trained.samples,
-                    "steps": trained.steps,
-                    "bytes": size,
-                    "seconds": {phase: round(s, 3) for phase, s in clock.seconds.items()},
-                    "metrics": {
-                        "validation": validation,
-                        "local": local,
-                        "training": {
-                            "first_loss": trained.losses[0],
-                            "last_loss": trained.losses[-1],
-                            **cost,
-                        },
-                    },
-                },
+                UpdateManifest(
+                    **_heading(task),
+                    status=status,
+                    reason=reason,
+                    tokens=result.tokens,
+                    samples=result.samples,
+                    steps=result.steps,
+                    seconds=clock.phases(),
+                    metrics=UpdateMetrics(validation=validation, local=local, training=cost),
+                ),
             )
             signature.sign(directory)
         trainer.forget()
         progress(
             "trained",
-            step=trained.steps,
-            steps=trained.steps,
-            loss=trained.losses[-1],
-            tokens_per_second=cost["tokens_per_second"],
+            step=result.steps,
+            steps=result.steps,
+            loss=cost.last_loss,
+            tokens_per_second=cost.tokens_per_second,
             seconds=sum(clock.seconds.values()),
-            message=f"validation loss {validation['loss']:.4f}"
-            + (f", then {local['loss']:.4f}" if reason is None else f", partial: {reason}"),
+            message=_message(update),
         )
-        return written
+        return update
 
 
-def absent(task: Task, reason: str, out: Path) -> dict[str, Any]:
+def absent(task: Task, reason: str, out: Path) -> UpdateManifest:
     """Write `out/update` for a facility that did not train: a manifest with the reason."""
-    with manifest.publish(out / UPDATE) as directory:
-        return manifest.write(
+    with publish(out / UPDATE) as directory:
+        update = manifest.write(
             directory,
-            "update",
-            {
-                **_heading(task, "absent", reason),
-                "tokens": 0,
-                "samples": 0,
-                "steps": 0,
-                "bytes": 0,
-                "seconds": {"queue": place.seconds_in_queue()},
-                "metrics": {},
-            },
+            UpdateManifest(
+                **_heading(task),
+                status="absent",
+                reason=printable(reason, longest=LONGEST_REASON),
+                seconds=PhaseSeconds(queue=scheduler.seconds_in_queue()),
+            ),
         )
+        return update
 
 
-def _heading(task: Task, status: str, reason: str | None) -> dict[str, Any]:
-    """Whose update it is, for what, and whether there is one."""
+def _heading(task: Task) -> dict[str, Any]:
+    """Whose update it is, and for what."""
     return {
         "facility": task.facility,
+        "federation": task.federation,
         "round": task.round,
         "base": task.base,
-        "status": status,
-        "reason": reason,
     }
+
+
+def _message(update: UpdateManifest) -> str:
+    validation, local = update.metrics.validation, update.metrics.local
+    message = f"validation loss {validation.loss:.4f}" if validation else "losses stay here"
+    if local:
+        message += f", then {local.loss:.4f}"
+    return message + (f", partial: {update.reason}" if update.status == "partial" else "")
 
 
 class Clock:
@@ -148,14 +152,23 @@ class Clock:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - begun
 
+    def phases(self) -> PhaseSeconds:
+        """The seconds so far, as a manifest has them."""
+        return PhaseSeconds(**{phase: round(s, 3) for phase, s in self.seconds.items()})
 
-def check_base(model: Path, task: Task) -> None:
-    """Check that the model arrived whole and is the one the task starts from."""
-    digest = manifest.verify(model, "model")["digest"]
-    if digest != task.base:
+
+def check_base(model: Path, task: Task) -> ModelFolder:
+    """Check that the model arrived whole and is the one the task starts from.
+
+    Raises:
+        CrossFLError: it is not.
+    """
+    folder = ModelFolder.received(model)
+    if folder.digest != task.base:
         raise CrossFLError(
             f"{model} is not the model that round {task.round} of {task.facility} starts from"
         )
+    return folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,51 +176,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--global-model", type=Path, required=True, help="model to start from (directory)"
     )
-    add_failure_flag(parser)
+    failure.add_flag(parser)
     add_flags(parser, Task)
     add_flags(parser, Training)
-
-
-def add_failure_flag(parser: argparse.ArgumentParser) -> None:
-    """Declare `--on-failure`."""
-    parser.add_argument(
-        "--on-failure",
-        choices=("stop", "absent"),
-        default="stop",
-        help="what a failure does: stop this step, or count the facility as absent; default stop",
-    )
-
-
-def reason_of(error: Exception, policy: str) -> str:
-    """Why the facility is absent; where failures stop the step, the error goes on instead."""
-    if policy == "stop":
-        raise error
-    if isinstance(error, CrossFLError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def main(args: argparse.Namespace) -> None:
     """Write `update` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
-    notice = Notice().listen()
+    stop = StopSignal().listen()
     if launcher.is_rank():
         launcher.join()
     try:
         place.check_present()
         if launcher.is_wanted():
-            launcher.ranks(args.words, notice)
+            launcher.ranks(args.words, stop)
         else:
-            train(args.global_model, task, training, args.outdir, notice)
+            train(args.global_model, task, training, args.outdir, stop)
         if launcher.is_rank():
             launcher.leave()
     except Exception as error:
         # A launcher may fail, for a signal or a rank that ends badly, after all was delivered.
         if not (args.outdir / UPDATE).exists():
-            reason = reason_of(error, args.on_failure)
+            reason = failure.reason_of(error, args.on_failure)
             if launcher.is_follower():
                 raise
             absent(task, reason, args.outdir)
     if not launcher.is_rank():
-        files.write(args.outdir, update=args.outdir / UPDATE)
+        outputs.write(args.outdir, update=args.outdir / UPDATE)

@@ -1,6 +1,5 @@
 """Tensors in several safetensors files, laid out in a directory as Hugging Face does."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,11 +7,7 @@ from torch import Tensor
 
 from crossfl.errors import CrossFLError
 from crossfl.storage.tensorfile import Entry, TensorFile
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
-"""What `peft` saves in place of the weights that it adapts, which stay as they are."""
+from crossfl.storage.weight_files import weight_files
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -38,7 +33,7 @@ class Tensors(Mapping[str, Tensor]):
     @classmethod
     def of_model(cls, directory: Path) -> "Tensors":
         """The weights of a Hugging Face checkpoint directory."""
-        return cls(model_files(directory))
+        return cls(weight_files(directory))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.file_of[name].tensor(name)
@@ -57,30 +52,6 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.file_of)
-
-
-def model_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face checkpoint directory: those of its adapter, if it has one.
-
-    Raises:
-        CrossFLError: there are none in safetensors format, or the index names a missing one.
-    """
-    for name in (ADAPTER, SINGLE):
-        if (directory / name).is_file():
-            return [directory / name]
-    if not (directory / INDEX).is_file():
-        raise CrossFLError(
-            f"{directory} has neither {SINGLE} nor {INDEX}: "
-            "save the model with safe_serialization (pickled weights are never read)"
-        )
-    try:
-        names = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        raise CrossFLError(f"{directory / INDEX} is not a safetensors index") from None
-    for name in names:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise CrossFLError(f"{directory / INDEX} names {name!r}, which is not there")
-    return [directory / name for name in sorted(names)]
 
 
 def slots(directory: Path) -> dict[str, Tensors]:

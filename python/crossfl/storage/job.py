@@ -68,10 +68,17 @@ class Job:
             seed=_whole(values.get("seed", 0), "seed", path),
             lora=Lora.parse(values["lora"]) if values.get("lora") else None,
             training=Training.parse(values.get("training") or {}),
-            aggregation=Aggregation.parse(values.get("aggregation") or {}),
+            aggregation=_aggregation(values.get("aggregation") or {}, path),
             retention=Retention.parse(values.get("retention") or {}),
             prompts=tuple(prompts),
         )
+
+
+def _aggregation(values: Any, job: Path) -> Aggregation:
+    """The aggregation record, its file of signers as a path."""
+    if isinstance(values, dict) and isinstance(values.get("signers"), dict):
+        values = {**values, "signers": str(_path(values["signers"], job))}
+    return Aggregation.parse(values)
 
 
 def _whole(value: Any, name: str, job: Path) -> int:

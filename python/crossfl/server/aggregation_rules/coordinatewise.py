@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def median(deltas: list[Tensor], dishonest: int) -> Tensor:
+def median(deltas: list[Tensor], num_byzantine: int) -> Tensor:
     """The middle value at each coordinate; of an even number, the mean of the middle two."""
     ordered, half = _sorted(deltas), len(deltas) // 2
     if len(deltas) % 2:
@@ -19,9 +19,9 @@ def median(deltas: list[Tensor], dishonest: int) -> Tensor:
     return ordered[half - 1] * 0.5 + ordered[half] * 0.5
 
 
-def trimmed_mean(deltas: list[Tensor], dishonest: int) -> Tensor:
-    """The mean without the `dishonest` smallest and as many largest values at each coordinate."""
-    middle = _sorted(deltas)[dishonest : len(deltas) - dishonest]
+def trimmed_mean(deltas: list[Tensor], num_byzantine: int) -> Tensor:
+    """The mean without the smallest and the largest `num_byzantine` values at each coordinate."""
+    middle = _sorted(deltas)[num_byzantine : len(deltas) - num_byzantine]
     total = middle[0].clone()
     for values in middle[1:]:
         total.add_(values)

@@ -7,7 +7,7 @@ updates are read once for the products, and once more for the mean, whatever the
 
 import torch
 
-from crossfl.server.aggregation_rules.cohort import Cohort
+from crossfl.server.aggregation_rules.statistics import UpdateStatistics
 
 ITERATIONS = 1000
 SMOOTHING = 1e-6
@@ -16,10 +16,10 @@ TOLERANCE = 1e-12
 """Largest change of a coefficient at which it has converged."""
 
 
-def geometric_median(cohort: Cohort) -> list[float]:
+def geometric_median(statistics: UpdateStatistics) -> list[float]:
     """Coefficients of the geometric median; they sum to 1."""
-    shares = torch.tensor(cohort.shares, dtype=torch.float64)
-    between = cohort.squared_distances()
+    shares = torch.tensor(statistics.shares, dtype=torch.float64)
+    between = statistics.squared_distances()
     floor = max(SMOOTHING * float(between.sqrt().median()), 1e-300)
     coefficients = shares
     for _ in range(ITERATIONS):

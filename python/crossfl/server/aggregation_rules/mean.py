@@ -1,24 +1,13 @@
-"""Means: by share (McMahan et al. 2017, https://arxiv.org/abs/1602.05629), equal, and FedNova's.
+"""Means: by share (McMahan et al. 2017, https://arxiv.org/abs/1602.05629), and equal."""
 
-FedNova (Wang et al. 2020, https://arxiv.org/abs/2007.07481) keeps a facility that took more steps
-from pulling the objective towards its own: with τᵢ local steps, Δ = τ̄ Σ pᵢΔᵢ/τᵢ, τ̄ = Σ pᵢτᵢ.
-"""
-
-from crossfl.server.aggregation_rules.cohort import Cohort
+from crossfl.server.aggregation_rules.statistics import UpdateStatistics
 
 
-def weighted(cohort: Cohort) -> list[float]:
+def weighted(statistics: UpdateStatistics) -> list[float]:
     """The shares themselves."""
-    return cohort.shares
+    return statistics.shares
 
 
-def equal(cohort: Cohort) -> list[float]:
+def equal(statistics: UpdateStatistics) -> list[float]:
     """The same for each facility."""
-    return [1 / len(cohort.shares)] * len(cohort.shares)
-
-
-def normalised(cohort: Cohort) -> list[float]:
-    """FedNova: pᵢτ̄/τᵢ. The coefficients sum to 1 only where all took as many steps."""
-    pairs = list(zip(cohort.shares, cohort.steps, strict=True))
-    effective = sum(share * steps for share, steps in pairs)
-    return [share * effective / steps for share, steps in pairs]
+    return [1 / len(statistics.shares)] * len(statistics.shares)

@@ -1,9 +1,9 @@
 """The numbers of a round: updates, master weights and slots in; next model and next state out.
 
-Everything is walked in pieces: the deltas are decoded, measured and combined, the strategy applied
-and the result written, a span at a time; what is read and written is hashed behind that. Inputs are
-memory maps, so what is held is a few spans of output. What is not summed as it lies in its file is
-worked through cell by cell (`encodings.CELL`), so that it, too, does not grow with the
+Everything is walked in pieces: the deltas are decoded, measured and combined, the server optimizer
+is applied and the result written, a span at a time; what is read and written is hashed behind that.
+Inputs are memory maps, so what is held is a few spans of output. What is not summed as it lies in
+its file is worked through cell by cell (`encodings.CELL`), so that it, too, does not grow with the
 number of updates.
 """
 
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.records import Aggregation
-from crossfl.server import admission, aggregation_rules, optimizers
-from crossfl.server.admission import Refused, Update
-from crossfl.server.aggregation_rules import Cohort
+from crossfl.protocol.layout import MASTER
+from crossfl.protocol.manifest import StateManifest
+from crossfl.protocol.state import ServerState
+from crossfl.server import admission, aggregation_rules, bounds, optimizers
+from crossfl.server.admission import Update, UpdatesRefused
+from crossfl.server.aggregation_rules import UpdateStatistics
 from crossfl.server.averaging.kernel import WeightedSum
 from crossfl.server.averaging.walk import (
     PIECE,
@@ -35,7 +37,6 @@ from crossfl.server.averaging.walk import (
     walk,
     workers,
 )
-from crossfl.server.state import MASTER
 from crossfl.storage import checkpoint, manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.encodings import CELL
@@ -48,7 +49,7 @@ NARROW = CELL // 8
 
 
 @dataclass
-class Done:
+class PieceResult:
     """What became of a piece."""
 
     squares: list[list[float]] = field(default_factory=list)
@@ -69,24 +70,24 @@ class Done:
 class Averaging:
     """The average of one round: first `weigh`, then `write`.
 
-    Both raise `Refused` where the numbers of an update are not those of its manifest, not finite,
-    or too large.
+    Both raise `UpdatesRefused` where the numbers of an update are not those of its manifest, not
+    finite, or too large.
 
     Args:
-        state: server state of the round (directory).
+        folder: server state of the round (directory).
         weights: the global model of the round.
         updates: the updates, sorted by facility.
-        aggregation: the strategy and its parameters.
+        state: what the server remembers; its aggregation record says how to average.
         threads: threads to use, by default one for each core.
         piece: elements walked at a time, a multiple of `CELL`.
     """
 
     def __init__(
         self,
-        state: Path,
+        folder: Path,
         weights: Tensors,
         updates: Sequence[Update],
-        aggregation: Aggregation,
+        state: ServerState,
         threads: int | None = None,
         piece: int = PIECE,
     ) -> None:
@@ -95,45 +96,49 @@ class Averaging:
         self.updates = list(updates)
         self.coefficients: list[float] = []
         self.norms: dict[str, float] = {}
-        self._state, self._weights, self._aggregation = state, weights, aggregation
+        self._folder, self._weights, self._state = folder, weights, state
         self._threads, self._piece, self._buffers = threads, piece, Buffers()
         self._writers: dict[TensorFile, dict[str, Writer]] = {}
         self._products = torch.zeros(2 * (len(self.updates),), dtype=torch.float64)
         self._sums: dict[Path, str] = {}
-        self._slots = checkpoint.slots(state)
+        self._slots = checkpoint.slots(folder)
         shapes = {name: entry.shape for name, entry in weights.floats().items()}
         for slot in (MASTER, *self._slots):
             family = self._slots.get(slot)
             if family is None or {n: e.shape for n, e in family.floats().items()} != shapes:
-                raise CrossFLError(f"{state}: the tensors of {slot} are not those of the model")
-        self._strategy = optimizers.of(aggregation)
-        self._combination = aggregation_rules.of(aggregation)
+                raise CrossFLError(f"{folder}: the tensors of {slot} are not those of the model")
+        self._optimizer = optimizers.of(state.aggregation)
+        self._rule = aggregation_rules.of(state.aggregation)
+
+    @property
+    def _num_byzantine(self) -> int:
+        return self._state.aggregation.num_byzantine
 
     @property
     def least(self) -> int:
-        """Fewest updates that the combination can work on."""
-        return self._combination.least(self._aggregation.dishonest)
+        """Fewest updates that the aggregation rule can work on."""
+        return self._rule.least(self._num_byzantine)
 
     def weigh(self, shares: list[float]) -> None:
         """Set the coefficients; where they need inner products, all updates are read for them."""
-        if self._combination.pairwise:
+        if self._rule.pairwise:
             with self._walking(self._survey, self._delivered()) as walked:
                 for _ in walked:
                     pass
-        steps = [update.manifest["steps"] for update in self.updates]
-        cohort = Cohort(shares, steps, self._aggregation.dishonest, self._products)
-        self.coefficients = self._combination.coefficients(cohort)
+        steps = [update.normalising_steps for update in self.updates]
+        statistics = UpdateStatistics(shares, steps, self._num_byzantine, self._products)
+        self.coefficients = self._rule.coefficients(statistics)
 
     def write(self, model: Path, state: Path) -> dict[str, str]:
         """Write the tensor files of the next model and state; the sha256 of each, by its name.
 
         Raises:
-            Refused: an update is not what its manifest says; nothing written may be used.
+            UpdatesRefused: an update is not what its manifest says; nothing written may be used.
             CrossFLError: the state's own files are damaged, or the next model or state is not
                 finite.
         """
         files = self._remembered()
-        if not self._combination.pairwise:
+        if not self._rule.pairwise:
             files |= self._delivered()
         twins: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
@@ -165,7 +170,7 @@ class Averaging:
     @contextlib.contextmanager
     def _walking(
         self,
-        work: Callable[[Piece], Done],
+        work: Callable[[Piece], PieceResult],
         files: Mapping[Path, memoryview],
         begin: Callable[[TensorFile], None] = lambda file: None,
     ) -> Iterator[Iterator[Piece]]:
@@ -176,13 +181,13 @@ class Averaging:
         squares = [0.0] * len(self.updates)
         infinite: list[str] = []
 
-        def measured(walked: Iterator[tuple[Piece, Done]]) -> Iterator[Piece]:
-            for piece, done in walked:
-                for cell in done.squares:
+        def measured(walked: Iterator[tuple[Piece, PieceResult]]) -> Iterator[Piece]:
+            for piece, outcome in walked:
+                for cell in outcome.squares:
                     squares[:] = map(operator.add, squares, cell)
-                for products in done.products:
+                for products in outcome.products:
                     self._products += products
-                if not done.finite:
+                if not outcome.finite:
                     infinite.append(piece.name)
                 yield piece
 
@@ -193,42 +198,42 @@ class Averaging:
         by_facility = dict(zip((u.facility for u in self.updates), squares, strict=True))
         reasons = admission.check_sums(self.updates, self._sums)
         sound = {name: total for name, total in by_facility.items() if name not in reasons}
-        reasons |= admission.check_numbers(sound, self._aggregation)
+        reasons |= bounds.check_norms(sound, self.updates, self._state)
         if reasons:
-            raise Refused(reasons)
-        entries = manifest.read(self._state, "state")["files"]
+            raise UpdatesRefused(reasons)
+        inventory = manifest.read(self._folder, StateManifest).files
         for path in self._remembered().keys() & self._sums.keys():
-            if self._sums[path] != entries[path.name]["sha256"]:
+            if self._sums[path] != inventory[path.name].sha256:
                 raise CrossFLError(f"{path} does not match its sha256: restore the server state")
         if infinite:
             raise CrossFLError(
                 f"the next {infinite[0]!r} would not be finite: lower server_learning_rate, or "
-                "largest_norm. The global model stays as it was"
+                "max_norm. The global model stays as it was"
             )
         self.norms = {facility: math.sqrt(total) for facility, total in by_facility.items()}
 
-    def _survey(self, piece: Piece) -> Done:
+    def _survey(self, piece: Piece) -> PieceResult:
         """Inner products of the updates."""
-        done = Done()
+        outcome = PieceResult()
         if not piece.file.entries[piece.name].dtype.is_floating_point:
-            return done
+            return outcome
         for start, count in piece.spans(CELL):
             deltas, broken = self._deltas(piece.name, start, count)
             products = torch.zeros_like(self._products)
             for first in range(0, count, NARROW):
                 rows = torch.stack([d[first : first + NARROW].double() for d in deltas])
                 products += rows @ rows.T
-            done.products.append(products)
-            done.measure([products.diagonal().tolist()], broken)
-        return done
+            outcome.products.append(products)
+            outcome.measure([products.diagonal().tolist()], broken)
+        return outcome
 
-    def _step(self, piece: Piece) -> Done:
+    def _step(self, piece: Piece) -> PieceResult:
         """The next model and what the server remembers with it."""
-        name, targets, done = piece.name, self._targets(piece), Done()
+        name, targets, outcome = piece.name, self._targets(piece), PieceResult()
         dtype = piece.file.entries[name].dtype
         if not dtype.is_floating_point:
             targets[MODEL].put(name, piece.start, piece.file.span(name, piece.start, piece.count))
-            return done
+            return outcome
         whole = self._whole_sum(piece)
         dtypes = [dtype if slot == MODEL else torch.float32 for slot in targets]
         with self._buffers.lent([torch.float32, *dtypes]) as (combined, *results):
@@ -239,39 +244,41 @@ class Averaging:
                     part = slice(cell - start, cell - start + length)
                     delta = combined[part]
                     if not whole:
-                        delta = self._combined(name, cell, length, delta, done)
+                        delta = self._combined(name, cell, length, delta, outcome)
                     next_ = self._applied(name, cell, delta)
                     for slot, result in zip(targets, results, strict=True):
                         result[part].copy_(next_[slot])
                 for writer, result in zip(targets.values(), results, strict=True):
-                    done.finite &= _is_finite(result[:count])
+                    outcome.finite &= _is_finite(result[:count])
                     writer.put(name, start, result[:count])
         if whole:
-            done.measure(whole.squares())
-        return done
+            outcome.measure(whole.squares())
+        return outcome
 
     def _applied(self, name: str, start: int, delta: Tensor) -> dict[str, Tensor]:
         """The server optimizer's step for a cell, by slot: all it needs is in the nearest cache."""
         old = {s: family.span(name, start, len(delta)) for s, family in self._slots.items()}
-        master, slots = self._strategy.apply(old.pop(MASTER), delta, old, self._aggregation)
+        master, slots = self._optimizer.apply(old.pop(MASTER), delta, old, self._state.aggregation)
         return {MODEL: master, MASTER: master, **slots}
 
     def _whole_sum(self, piece: Piece) -> WeightedSum | None:
         """The combined delta of a piece, if it is the sum of numbers as they lie in their files."""
         updates, name = self.updates, piece.name
-        if self._combination.coordinatewise or not all(u.delta.viewed(name) for u in updates):
+        if self._rule.coordinatewise or not all(u.delta.viewed(name) for u in updates):
             return None
         deltas = [update.delta.span(name, piece.start, piece.count) for update in updates]
         return WeightedSum(deltas, self.coefficients)
 
-    def _combined(self, name: str, start: int, count: int, out: Tensor, done: Done) -> Tensor:
+    def _combined(
+        self, name: str, start: int, count: int, out: Tensor, outcome: PieceResult
+    ) -> Tensor:
         """The combined delta of a cell, fp32 [count], in `out` or not; the updates are measured."""
         deltas, broken = self._deltas(name, start, count)
         total = WeightedSum(deltas, self.coefficients)
         total.into(out)
-        done.measure(total.squares(), broken)
-        if coordinatewise := self._combination.coordinatewise:
-            return coordinatewise([d.float() for d in deltas], self._aggregation.dishonest)
+        outcome.measure(total.squares(), broken)
+        if coordinatewise := self._rule.coordinatewise:
+            return coordinatewise([d.float() for d in deltas], self._num_byzantine)
         return out
 
     def _deltas(self, name: str, start: int, count: int) -> tuple[list[Tensor], list[int]]:

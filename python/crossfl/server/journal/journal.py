@@ -10,34 +10,37 @@ federation starts from; a round below its quorum is published with the number of
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import msgspec
 
 from crossfl import __version__
 from crossfl.errors import CrossFLError
+from crossfl.protocol import decoding
+from crossfl.protocol.fields import Record
+from crossfl.protocol.layout import GLOBAL_MODEL, RUN, STATE
+from crossfl.protocol.manifest import ModelManifest, StateManifest
 from crossfl.protocol.records import Retention
-from crossfl.server.state import ServerState
-from crossfl.storage import files, manifest
+from crossfl.protocol.variables import JOURNAL
+from crossfl.server import state as server_state
+from crossfl.storage import manifest
+from crossfl.storage.files import link_tree, publish, write_bytes
 
-VARIABLE = "CROSSFL_JOURNAL"
-JOURNALS = ".crossfl"
-"""The folder beside a StreamFlow file where its journal lies, unless told otherwise."""
-FORMAT = 1
-RUN, LOCK = "run.json", "lock"
+FORMAT = 2
+LARGEST_RUN = 16 << 20
+"""Bytes of the description of a run; more is refused unread."""
 TRAINING = "training"
 """What a configuration gains when the first round is planned."""
-MODEL, STATE = "global_model", "state"
 ROUND = re.compile(r"(\d{6})(-\d{6})?")
 SPARE = 2
 """A round is begun where this many of what the last one took are free."""
@@ -45,8 +48,24 @@ SPARE = 2
 
 def here() -> Path | None:
     """The journal of this federation, if it has one."""
-    path = os.environ.get(VARIABLE)
+    path = os.environ.get(JOURNAL)
     return Path(path) if path else None
+
+
+class Description(Record, frozen=True, kw_only=True):
+    """What a run is known by, as the journal keeps it."""
+
+    format: int = FORMAT
+    version: str = __version__
+    """Of the crossfl that wrote it."""
+    configuration: dict[str, Any]
+    finished: bool = False
+    unlocked: bool = False
+    """Whether what follows may have another configuration."""
+
+
+class _Format(msgspec.Struct):
+    format: int
 
 
 @dataclass(frozen=True)
@@ -54,10 +73,7 @@ class Run:
     """One run of a federation: from its first round on, however often it is interrupted."""
 
     path: Path
-    configuration: dict[str, Any]
-    finished: bool = False
-    forked: bool = False
-    """Whether what follows may have another configuration."""
+    description: Description
 
     @classmethod
     def load(cls, path: Path) -> "Run":
@@ -68,28 +84,25 @@ class Run:
         """
         file = path / RUN
         try:
-            values = json.loads(file.read_text())
-            version, configuration = values["format"], values["configuration"]
-        except (OSError, ValueError, KeyError, TypeError):
+            content = file.read_bytes()
+            version = decoding.decode(content, _Format, str(file), LARGEST_RUN).format
+            if version == FORMAT:
+                return cls(path, decoding.decode(content, Description, str(file), LARGEST_RUN))
+        except (OSError, CrossFLError) as error:
             raise CrossFLError(
-                f"{file} cannot be read: remove the run with 'crossfl runs rm {path.name}'"
+                f"{file} cannot be read: remove the run with 'crossfl runs rm {path.name}' "
+                f"({error})"
             ) from None
-        if version != FORMAT:
-            raise CrossFLError(
-                f"{file} has format {version}, this crossfl {__version__} reads format {FORMAT}: "
-                "go on with the crossfl that wrote it, or name another journal"
-            )
-        flags = {key: bool(values.get(key)) for key in ("finished", "forked")}
-        return cls(path, configuration, **flags)
+        raise CrossFLError(
+            f"{file} has format {version}, this crossfl {__version__} reads format {FORMAT}: go on "
+            "with the crossfl that wrote it, or name another journal"
+        )
 
-    def save(self, **changes: bool) -> None:
+    def save(self, **changes: Any) -> None:
         """Write the description, whole or not at all."""
-        flags = {"finished": self.finished, "forked": self.forked} | changes
-        document = {"format": FORMAT, "version": __version__, **flags}
+        description = self.description.replace(version=__version__, **changes)
         with _written(self.path):
-            files.write_json(
-                self.path / RUN, {**document, "configuration": self.configuration}, sync=True
-            )
+            write_bytes(self.path / RUN, decoding.encode(description), sync=True)
 
     def rounds(self) -> list[Path]:
         """Its published rounds, in order."""
@@ -101,9 +114,9 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)  # what a killed step was about to publish
         for path in reversed(self.rounds()):
             try:
-                model = manifest.verify(path / MODEL, "model")["digest"]
-                manifest.verify(path / STATE, "state")
-                if ServerState.load(path / STATE).model == model:
+                model = manifest.verify(path / GLOBAL_MODEL, ModelManifest).digest
+                manifest.verify(path / STATE, StateManifest)
+                if server_state.load(path / STATE).model == model:
                     return path
                 raise CrossFLError(f"{path}: its model is not that of its state")
             except CrossFLError as error:
@@ -119,16 +132,16 @@ class Run:
         Raises:
             CrossFLError: it cannot be written, or another run has published this round.
         """
-        server = ServerState.load(state)
+        server = server_state.load(state)
         wait = f"-{server.waits:06}" if server.waits else ""
         path = self.path / f"{server.round:06}{wait}"
         if path.exists():
-            if ServerState.load(path / STATE).model == server.model:
+            if server_state.load(path / STATE).model == server.model:
                 return  # by a step whose engine was killed
             raise CrossFLError(f"{path} is there already: another run of this federation goes on")
-        with _written(path), manifest.publish(path) as partial:
-            files.link_tree(model, partial / MODEL)
-            files.link_tree(state, partial / STATE)
+        with _written(path), publish(path) as partial:
+            link_tree(model, partial / GLOBAL_MODEL)
+            link_tree(state, partial / STATE)
         self._thin(retention)
 
     def _thin(self, retention: Retention) -> None:
@@ -137,12 +150,8 @@ class Run:
         keep = {*finished[-retention.keep_last :], rounds[-1]}
         every = retention.keep_every
         keep |= {path for path in finished if every and int(path.name) % every == 0}
-        history = ServerState.load(rounds[-1] / STATE).history
-        # The loss in a round's history is that of the model before it.
-        losses = {
-            entry["round"] - 1: entry["loss"] for entry in history if entry["loss"] is not None
-        }
-        best = sorted(losses, key=lambda number: (losses[number], number))[: retention.keep_best]
+        state = server_state.load(rounds[-1] / STATE)
+        best = {number for number, _ in state.best[: retention.keep_best]}
         keep |= {path for path in finished if int(path.name) in best}
         for path in set(rounds) - keep:
             # Under another name first: a round that is half removed is none.
@@ -164,13 +173,13 @@ def find(journal: Path, configuration: Mapping[str, Any]) -> Run | None:
     Raises:
         CrossFLError: there is one of another configuration, and it was not said that it may change.
     """
-    unfinished = [run for run in runs(journal) if not run.finished]
+    unfinished = [run for run in runs(journal) if not run.description.finished]
     if not unfinished:
         return None
     run = unfinished[-1]
-    known = {key: value for key, value in run.configuration.items() if key != TRAINING}
-    if run.forked:
-        run = Run(run.path, dict(configuration))
+    known = {key: value for key, value in run.description.configuration.items() if key != TRAINING}
+    if run.description.unlocked:
+        run = Run(run.path, Description(configuration=dict(configuration)))
         run.save()
     elif known != configuration:
         raise _changed(run, known, configuration)
@@ -184,9 +193,10 @@ def check_training(path: Path, training: Mapping[str, Any]) -> None:
         CrossFLError: they do not.
     """
     run = Run.load(path)
-    known = run.configuration.get(TRAINING)
+    configuration = run.description.configuration
+    known = configuration.get(TRAINING)
     if known is None:
-        Run(run.path, {**run.configuration, TRAINING: dict(training)}).save()
+        run.save(configuration={**configuration, TRAINING: dict(training)})
     elif known != training:
         raise _changed(run, {TRAINING: known}, {TRAINING: training})
 
@@ -195,7 +205,7 @@ def _changed(run: Run, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> C
     changes = "\n  ".join(differences(known, wanted))
     return CrossFLError(
         f"the configuration is not that of the run {run.path}, which is not finished:\n"
-        f"  {changes}\nTake the changes back; or 'crossfl runs fork {run.path.name}' to go on "
+        f"  {changes}\nTake the changes back; or 'crossfl runs unlock {run.path.name}' to go on "
         f"with them; or 'crossfl runs rm {run.path.name}' to begin anew"
     )
 
@@ -217,7 +227,8 @@ def begin(journal: Path, configuration: Mapping[str, Any]) -> Run:
         CrossFLError: the journal cannot be written.
     """
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-    run = Run(journal / f"{stamp}-{secrets.token_hex(2)}", dict(configuration))
+    description = Description(configuration=dict(configuration))
+    run = Run(journal / f"{stamp}-{secrets.token_hex(2)}", description)
     with _written(journal):
         run.path.mkdir(parents=True)
     run.save()
@@ -238,31 +249,6 @@ def check_space(journal: Path, state: Path) -> None:
             f"low disk: {journal} has {free / 1e6:.1f} MB free, a round may need "
             f"{needed / 1e6:.1f} MB. Free some ('crossfl runs rm'); the same command then goes on"
         )
-
-
-def acquire(journal: Path) -> IO[str]:
-    """Keep other runs from this journal for as long as what is returned stays open.
-
-    Raises:
-        CrossFLError: another run is going on, or the journal cannot be written.
-    """
-    with _written(journal):
-        journal.mkdir(parents=True, exist_ok=True)
-        lock = (journal / LOCK).open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise CrossFLError(
-            f"another run of this federation is going on (process {holder}): wait for its end, or "
-            f"name another journal than {journal}"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    lock.flush()
-    return lock
 
 
 @contextlib.contextmanager

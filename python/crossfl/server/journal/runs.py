@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.formats import size
+from crossfl.protocol.layout import JOURNAL, RUN, STATE
+from crossfl.server import state as server_state
 from crossfl.server.journal import journal
-from crossfl.server.state import ServerState
-from crossfl.steps.report import size
+from crossfl.storage import locks
 
-FOLDER = Path(journal.JOURNALS)
+FOLDER = Path(JOURNAL)
 
 
 def journals(given: Path | None) -> list[Path]:
@@ -37,34 +39,35 @@ def describe(run: journal.Run) -> str:
     done = "no round"
     if rounds:
         try:
-            state = ServerState.load(rounds[-1] / journal.STATE)
+            state = server_state.load(rounds[-1] / STATE)
             done = f"round {state.round} of {state.rounds}"
         except CrossFLError:
             done = "damaged"
-    status = "finished" if run.finished else "forked" if run.forked else "goes on"
+    described = run.description
+    status = "finished" if described.finished else "unlocked" if described.unlocked else "goes on"
     kept = f"{len(rounds)} kept"
     return f"{run.path.name}  {done:<18} {status:<9} {kept:<8} {size(disk_use([run.path])):>8}"
 
 
-def chosen(names: Sequence[str], places: Sequence[Path]) -> list[journal.Run]:
-    """The runs of these names.
+def chosen(names: Sequence[str], places: Sequence[Path]) -> list[Path]:
+    """The folders of the runs of these names.
 
     Raises:
         CrossFLError: there is no such run.
     """
-    found = {p.name: p for place in places for p in place.glob("*") if (p / journal.RUN).exists()}
+    found = {p.name: p for place in places for p in place.glob("*") if (p / RUN).exists()}
     if missing := [name for name in names if name not in found]:
         where = ", ".join(str(place) for place in places) or FOLDER
         raise CrossFLError(f"no run {missing[0]!r} in {where}; 'crossfl runs' lists them")
-    return [journal.Run(found[name], {}) for name in names]
+    return [found[name] for name in names]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl runs`."""
     parser.add_argument(
-        "action", nargs="?", choices=("list", "rm", "fork"), default="list", help="default: list"
+        "action", nargs="?", choices=("list", "rm", "unlock"), default="list", help="default: list"
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="for rm and fork: which")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="for rm and unlock: which")
     parser.add_argument(
         "--journal", type=Path, help="default: CROSSFL_JOURNAL, or all journals in .crossfl/"
     )
@@ -81,11 +84,11 @@ def main(args: argparse.Namespace) -> None:
         return
     if not args.runs:
         raise CrossFLError(f"name the runs to {args.action}: 'crossfl runs' lists them")
-    for run in chosen(args.runs, places):
-        with journal.acquire(run.path.parent):  # none that is going on
+    for folder in chosen(args.runs, places):
+        with locks.acquire(folder.parent):  # none that is going on
             if args.action == "rm":
-                shutil.rmtree(run.path)
-                print(f"removed {run.path}")
+                shutil.rmtree(folder)
+                print(f"removed {folder}")
             else:
-                journal.Run.load(run.path).save(forked=True)
-                print(f"{run.path} goes on with whatever configuration it is run with next")
+                journal.Run.load(folder).save(unlocked=True)
+                print(f"{folder} goes on with whatever configuration it is run with next")

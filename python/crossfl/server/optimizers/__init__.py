@@ -1,6 +1,6 @@
 """Server optimizers: each turns the combined delta of a round into a step of the global model.
 
-A strategy is three names, after fedjax's `init` and `apply`
+A server optimizer is three names, after fedjax's `init` and `apply`
 (Ro et al. 2021, https://arxiv.org/abs/2108.02117):
 
 * `LEARNING_RATE`: the server learning rate where the job file sets none;
@@ -22,8 +22,8 @@ from crossfl.server.optimizers.adaptive import FedAdagrad, FedAdam, FedYogi
 Slots = dict[str, Tensor]
 
 
-class Strategy(Protocol):
-    """The three names of a strategy."""
+class ServerOptimizer(Protocol):
+    """The three names of a server optimizer."""
 
     LEARNING_RATE: float
 
@@ -38,16 +38,16 @@ class Strategy(Protocol):
         ...
 
 
-STRATEGIES = {
-    "fedavg": cast(Strategy, fedavg),
-    "fedavgm": cast(Strategy, fedavgm),
+OPTIMIZERS = {
+    "fedavg": cast(ServerOptimizer, fedavg),
+    "fedavgm": cast(ServerOptimizer, fedavgm),
     "fedadam": FedAdam(),
     "fedyogi": FedYogi(),
     "fedadagrad": FedAdagrad(),
-    "diloco": cast(Strategy, diloco),
+    "diloco": cast(ServerOptimizer, diloco),
 }
 
 
-def of(aggregation: Aggregation) -> Strategy:
-    """The strategy the record names."""
-    return STRATEGIES[aggregation.strategy]
+def of(aggregation: Aggregation) -> ServerOptimizer:
+    """The server optimizer the record names."""
+    return OPTIMIZERS[aggregation.server_optimizer]

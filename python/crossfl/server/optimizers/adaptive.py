@@ -22,17 +22,17 @@ class _Adaptive(Protocol):
 
     def init(self, parameter: Tensor, aggregation: Aggregation) -> dict[str, Tensor]:
         """M = 0 and v = τ²."""
-        floor = torch.full_like(parameter, aggregation.adaptivity**2)
+        floor = torch.full_like(parameter, aggregation.tau**2)
         return {"first": torch.zeros_like(parameter), "second": floor}
 
     def apply(
         self, parameter: Tensor, delta: Tensor, slots: dict[str, Tensor], aggregation: Aggregation
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The next x + ηm/(√v + τ), m and v."""
-        beta = aggregation.first_decay
+        beta = aggregation.beta1
         first = beta * slots["first"] + (1 - beta) * delta
         second = self.second(slots["second"], delta.square(), aggregation)
-        step = first / (second.sqrt() + aggregation.adaptivity)
+        step = first / (second.sqrt() + aggregation.tau)
         rate = aggregation.learning_rate(self.LEARNING_RATE)
         return parameter + rate * step, {"first": first, "second": second}
 
@@ -42,7 +42,7 @@ class FedAdam(_Adaptive):
 
     def second(self, v: Tensor, square: Tensor, aggregation: Aggregation) -> Tensor:
         """The next v."""
-        return aggregation.second_decay * v + (1 - aggregation.second_decay) * square
+        return aggregation.beta2 * v + (1 - aggregation.beta2) * square
 
 
 class FedYogi(_Adaptive):
@@ -50,7 +50,7 @@ class FedYogi(_Adaptive):
 
     def second(self, v: Tensor, square: Tensor, aggregation: Aggregation) -> Tensor:
         """The next v."""
-        return v - (1 - aggregation.second_decay) * square * torch.sign(v - square)
+        return v - (1 - aggregation.beta2) * square * torch.sign(v - square)
 
 
 class FedAdagrad(_Adaptive):

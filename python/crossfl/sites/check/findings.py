@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from crossfl.engine.placement import check_placed, routed, targets_of
 from crossfl.errors import CrossFLError
-from crossfl.sites.placement import check_placed, routed, targets_of
 from crossfl.sites.streamflow_file import read, steps_of, validate
 from crossfl.storage.job import Job
 

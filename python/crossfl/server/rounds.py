@@ -1,0 +1,383 @@
+"""A round at its end: updates in, the next global model and server state out."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from crossfl.errors import CrossFLError
+from crossfl.protocol.history import FacilityEntry, RoundEntry
+from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, STATE
+from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManifest
+from crossfl.protocol.records import Allowance
+from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
+from crossfl.server import admission
+from crossfl.server import state as server_state
+from crossfl.server.admission import Exclusion, Update, UpdatesRefused
+from crossfl.server.averaging.average import Averaging
+from crossfl.server.averaging.walk import PIECE
+from crossfl.server.quorum import BelowQuorumError, check_quorum
+from crossfl.server.shares import shares
+from crossfl.storage import manifest
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.files import link, link_tree, publish
+from crossfl.storage.model_folder import ModelFolder
+
+MOST_BEST = 100
+"""Rounds with the lowest losses that the state remembers for the journal."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The round is finished, and what was delivered is in the model."""
+
+    state: ServerState
+    entry: RoundEntry
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The round is finished below its quorum; the model is as it was."""
+
+    state: ServerState
+    entry: RoundEntry
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The round is below its quorum; who is missing is to be asked again."""
+
+    state: ServerState
+
+
+@dataclass(frozen=True)
+class PassedThrough:
+    """There was nothing to do: the run was interrupted after its last round."""
+
+    state: ServerState
+
+
+Outcome = Averaged | Skipped | Waiting | PassedThrough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a round begins and ends with."""
+
+    model: Path
+    """Global model (directory)."""
+    folder: Path
+    """Server state (directory)."""
+    state: ServerState
+    members: tuple[str, ...] | None
+    """Facilities of the federation; None, all that are named."""
+    out: Path
+    """Where the next model and state are written."""
+    now: float
+    """Seconds since 1970."""
+
+
+def aggregate(
+    model: Path,
+    state: Path,
+    updates: Sequence[Path],
+    out: Path,
+    now: float,
+    *,
+    allowances: Sequence[Allowance] | None = None,
+    threads: int | None = None,
+    piece: int = PIECE,
+) -> Outcome:
+    """Write the next `out/global_model` and `out/state`.
+
+    The deltas are combined in fp32, facilities in sorted order, and applied to the fp32 master
+    weights; the model is the master rounded to its own dtype. All of it is walked in pieces
+    (`averaging`): memory does not grow with the model or the number of facilities. Numbers are
+    averaged while they are checked; where a check then fails, what was written is thrown away, the
+    update is refused, and the round begins again without it.
+
+    Args:
+        model: global model of this round (directory).
+        state: server state of this round (directory).
+        updates: one directory for each facility that was asked, in the order of the allowances.
+        out: folder to write into.
+        now: seconds since 1970.
+        allowances: the members of the federation, with what each may claim; those with steps were
+            asked for an update. Unset, an update may be anyone's.
+        threads: threads to use, by default one for each core; the result does not depend on it.
+        piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
+
+    Raises:
+        CrossFLError: fewer good updates than the quorum, where the aggregation record says to
+            stop, or model or state are damaged. Nothing was written.
+    """
+    server = server_state.load(state)
+    members = None if allowances is None else tuple(a.facility for a in allowances)
+    round_ = Round(model=model, folder=state, state=server, members=members, out=out, now=now)
+    if not updates and server.waits and server.out_of_time(now):
+        raise BelowQuorumError(
+            f"budget_seconds ran out while round {server.round + 1} waited for its quorum, with "
+            f"{', '.join(server.held) or 'nobody'}. The global model stays as it was"
+        )
+    if not updates and not server.held:
+        if server.more(now):
+            raise CrossFLError("no update was given: name one directory for each facility")
+        return _pass_through(round_)
+    described = manifest.read(model, ModelManifest)
+    if described.digest != server.model:
+        raise CrossFLError(f"{model} is not the model that {state} belongs to")
+    weights = Tensors(list(ModelFolder.received(model, only=()).weights))
+    manifest.verify(model, ModelManifest, only=_copied(described, weights))
+    held = server_state.held_updates(server, state)
+    signers = server_state.signers(server, state)
+    admitted, excluded = admission.admit(updates, server, weights, allowances, held, signers)
+    asked = None if allowances is None else [a.facility for a in allowances if a.steps]
+    while True:
+        averaging = Averaging(state, weights, admitted, server, threads, piece)
+        try:
+            check_quorum(admitted, excluded, server, averaging.least, asked)
+        except BelowQuorumError as shortfall:
+            return _below_quorum(round_, admitted, excluded, shortfall)
+        try:
+            return _publish(round_, described, averaging, excluded)
+        except UpdatesRefused as refused:
+            reasons = refused.reasons
+        excluded += [
+            Exclusion(u.facility, "refused", reasons[u.facility], u.manifest)
+            for u in admitted
+            if u.facility in reasons
+        ]
+        excluded.sort(key=lambda exclusion: exclusion.facility)
+        admitted = [u for u in admitted if u.facility not in reasons]
+
+
+def _copied(described: ModelManifest, weights: Tensors) -> set[str]:
+    """Files of the model that go into the next one: all but those whose weights are all remade."""
+    remade = {
+        file.path.name
+        for file in weights.files
+        if all(entry.dtype.is_floating_point for entry in file.entries.values())
+    }
+    return set(described.files) - remade
+
+
+def _pass_through(round_: Round) -> PassedThrough:
+    """Hand on model and state as they are: the loop has to turn once."""
+    with (
+        publish(round_.out / GLOBAL_MODEL) as directory,
+        publish(round_.out / STATE) as memory,
+    ):
+        link_tree(round_.model, directory)
+        link_tree(round_.folder, memory)
+    return PassedThrough(round_.state)
+
+
+def _publish(
+    round_: Round,
+    described: ModelManifest,
+    averaging: Averaging,
+    excluded: Sequence[Exclusion],
+) -> Averaged:
+    state = round_.state
+    number = state.round + 1
+    with (
+        publish(round_.out / GLOBAL_MODEL) as directory,
+        publish(round_.out / STATE) as memory,
+    ):
+        averaging.weigh(shares(averaging.updates, state.aggregation))
+        sums = averaging.write(directory, memory)
+        for name, file in described.files.items():
+            if name not in sums:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                link(round_.model / name, directory / name)
+                sums[name] = file.sha256
+        model = manifest.write(directory, ModelManifest(round=number), sums).digest
+        ledger = _ledger(state, number, averaging)
+        entry = _entry(round_, model, ledger, _averaged(averaging) | _excluded(excluded))
+        state = _finished(round_, entry, ledger)
+        server_state.save(state, memory, sums, before=round_.folder, entry=entry)
+    return Averaged(state, entry)
+
+
+def _below_quorum(
+    round_: Round,
+    admitted: Sequence[Update],
+    excluded: Sequence[Exclusion],
+    shortfall: BelowQuorumError,
+) -> Skipped | Waiting:
+    """Do what the aggregation record says where too few updates are left; the model stays.
+
+    A round that is skipped counts, and what it brought is thrown away. One that waits is asked for
+    again, of those that are missing; the state holds what the others delivered, if it is whole.
+
+    Raises:
+        BelowQuorumError: the run is to stop, or it has waited for as long as it may.
+    """
+    state, rules = round_.state, round_.state.aggregation
+    if rules.below_quorum == "stop" or (
+        rules.below_quorum == "wait" and state.out_of_time(round_.now)
+    ):
+        raise shortfall
+    with (
+        publish(round_.out / GLOBAL_MODEL) as directory,
+        publish(round_.out / STATE) as memory,
+    ):
+        link_tree(round_.model, directory)
+        for path in round_.folder.glob("*.safetensors"):
+            link(path, memory / path.name)
+        files = manifest.read(round_.folder, StateManifest).files
+        sums = {name: f.sha256 for name, f in files.items() if name.endswith(".safetensors")}
+        if rules.below_quorum == "skip":
+            ledger = _losses(state.ledger, admitted)
+            unused = [
+                Exclusion(u.facility, "unused", "the round was skipped", u.manifest)
+                for u in admitted
+            ]
+            entry = _entry(
+                round_, state.model, ledger, _excluded([*excluded, *unused]), skipped=str(shortfall)
+            )
+            state = _finished(round_, entry, ledger)
+            server_state.save(state, memory, sums, before=round_.folder, entry=entry)
+            return Skipped(state, entry)
+        whole = [update for update in admitted if admission.is_whole(update)]
+        for update in whole:
+            link_tree(update.path, memory / HELD_UPDATES / update.facility)
+        held = tuple(sorted(update.facility for update in whole))
+        state = state.replace(held=held, waits=state.waits + 1)
+        server_state.save(state, memory, sums, before=round_.folder)
+        return Waiting(state)
+
+
+def _finished(
+    round_: Round, entry: RoundEntry, ledger: Mapping[str, FacilityLedger]
+) -> ServerState:
+    """The state after a round."""
+    state, loss = round_.state, _bounded_loss(ledger, round_.members)
+    best = state.best
+    if loss is not None:
+        # The losses of a round are those of the model before it.
+        best = tuple(sorted((*best, (state.round, loss)), key=lambda pair: (pair[1], pair[0])))
+    return state.replace(
+        round=entry.round,
+        model=entry.model,
+        held=(),
+        waits=0,
+        loss=loss,
+        skipped=entry.skipped,
+        ledger=dict(ledger),
+        best=best[:MOST_BEST],
+    )
+
+
+def _ledger(state: ServerState, number: int, averaging: Averaging) -> dict[str, FacilityLedger]:
+    """The ledger after the updates of a round have counted."""
+    ledger = _losses(state.ledger, averaging.updates)
+    for update in averaging.updates:
+        before, stated = ledger.get(update.facility, FacilityLedger()), update.manifest
+        past = PastNorm(
+            norm=averaging.norms[update.facility], effective_steps=update.effective_steps
+        )
+        ledger[update.facility] = before.with_norm(past).replace(
+            samples=before.samples + stated.samples,
+            counted=number,
+            last_tokens=stated.tokens,
+            last_samples=stated.samples,
+            last_steps=stated.steps,
+        )
+    return ledger
+
+
+def _losses(
+    ledger: Mapping[str, FacilityLedger], updates: Sequence[Update]
+) -> dict[str, FacilityLedger]:
+    """The ledger with the losses that updates bring; of who brings none, the last one stays."""
+    renewed = dict(ledger)
+    for update in updates:
+        if (loss := update.loss()) is not None:
+            before = renewed.get(update.facility, FacilityLedger())
+            renewed[update.facility] = before.replace(loss=loss)
+    return renewed
+
+
+def _known_losses(
+    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
+) -> list[float]:
+    names = sorted(ledger) if members is None else members
+    return [loss for name in names if (loss := ledger.get(name, FacilityLedger()).loss) is not None]
+
+
+def _bounded_loss(
+    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
+) -> float | None:
+    """The mean loss that decides: over all members, none of them below half of their median.
+
+    An absent member counts with its last loss. While a member has given neither an update nor a
+    loss, nothing is known. One whose losses do not leave it is left out.
+    """
+    for name in members or ():
+        before = ledger.get(name, FacilityLedger())
+        if before.loss is None and not before.counted:
+            return None
+    losses = _known_losses(ledger, members)
+    if not losses:
+        return None
+    floor = statistics.median(losses) / 2
+    return statistics.fmean(max(loss, floor) for loss in losses)
+
+
+def _averaged(averaging: Averaging) -> dict[str, FacilityEntry]:
+    return {
+        update.facility: _stated(update.manifest).replace(
+            share=share, norm=averaging.norms[update.facility]
+        )
+        for update, share in zip(averaging.updates, averaging.coefficients, strict=True)
+    }
+
+
+def _excluded(excluded: Sequence[Exclusion]) -> dict[str, FacilityEntry]:
+    return {
+        exclusion.facility: (
+            FacilityEntry(status=exclusion.status, reason=exclusion.reason)
+            if exclusion.manifest is None
+            else _stated(exclusion.manifest).replace(
+                status=exclusion.status, reason=exclusion.reason
+            )
+        )
+        for exclusion in excluded
+    }
+
+
+def _stated(update: UpdateManifest) -> FacilityEntry:
+    """What an update states of itself, as the history has it."""
+    return FacilityEntry(
+        status=update.status,
+        reason=None if update.reason is None else admission.shown_reason(update.reason),
+        tokens=update.tokens,
+        samples=update.samples,
+        steps=update.steps,
+        bytes=update.bytes,
+        seconds=update.seconds,
+        metrics=update.metrics,
+    )
+
+
+def _entry(
+    round_: Round,
+    model: str,
+    ledger: Mapping[str, FacilityLedger],
+    facilities: Mapping[str, FacilityEntry],
+    skipped: str | None = None,
+) -> RoundEntry:
+    losses = _known_losses(ledger, round_.members)
+    state = round_.state
+    return RoundEntry(
+        round=state.round + 1,
+        finished=datetime.fromtimestamp(round_.now, UTC).isoformat(timespec="seconds"),
+        seconds=round(max(0.0, round_.now - state.started), 3),
+        loss=statistics.fmean(losses) if losses else None,
+        facilities=dict(sorted(facilities.items())),
+        model=model,
+        skipped=skipped,
+        waits=state.waits,
+    )

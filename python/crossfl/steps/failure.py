@@ -1,0 +1,40 @@
+"""What a failure of a step at a facility does: it ends the step, or makes the facility absent."""
+
+import argparse
+import traceback
+from pathlib import Path
+
+import crossfl
+from crossfl.errors import CrossFLError
+
+PACKAGE = Path(crossfl.__file__).parent
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare `--on-failure`."""
+    parser.add_argument(
+        "--on-failure",
+        choices=("stop", "absent"),
+        default="stop",
+        help="what a failure does: stop this step, or count the facility as absent; default stop",
+    )
+
+
+def reason_of(error: Exception, policy: str) -> str:
+    """Why the facility is absent; where failures stop the step, the error goes on instead.
+
+    Words of our own may leave the facility. Of any other error, whose text may quote the data, only
+    its class and the place in our code leave; its traceback stays in the output of the job.
+    """
+    if policy == "stop":
+        raise error
+    if isinstance(error, CrossFLError):
+        return str(error)
+    traceback.print_exception(error)
+    places = [
+        f"{Path(frame.filename).relative_to(PACKAGE).as_posix()}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(PACKAGE)
+    ]
+    place = f" in crossfl/{places[-1]}" if places else ""
+    return f"{type(error).__name__}{place}: the output of the job has the rest"

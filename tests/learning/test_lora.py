@@ -1,0 +1,184 @@
+"""LoRA: only adapters travel, and the one that comes out loads with peft and merges."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from crossfl.errors import CrossFLError
+from crossfl.facility import place
+from crossfl.learning import datasets, lora
+from crossfl.learning.evaluation import validate
+from crossfl.learning.models.loading import load
+from crossfl.protocol.records import Aggregation, Lora, Training
+from crossfl.simulation.simulate import rounds, simulate
+from crossfl.steps.initialise import initialise
+from crossfl.storage import manifest
+from crossfl.storage.job import Job
+from tests.support.paths import CWL, DATA, ROOT, ROUND
+from tests.support.processes import Run
+
+BASE = ROUND / "global_model"
+TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.03, threads=1)
+LORA = Lora(base_model="tiny", rank=2, alpha=4)
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The base as a facility has it."""
+    folder = tmp_path / "models"
+    (folder / "tiny").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / "tiny" / name).write_bytes((BASE / name).read_bytes())
+    monkeypatch.setenv(place.MODELS, str(folder))
+    return folder
+
+
+@pytest.fixture
+def lora_job(job: Job) -> Job:
+    return dataclasses.replace(
+        job,
+        config=CWL / "config.json",
+        lora=dataclasses.replace(LORA, base_digest=lora.digest(BASE)),
+        training=TRAINING,
+        aggregation=Aggregation(server_optimizer="fedavg"),
+        rounds=3,
+    )
+
+
+def test_only_adapters_travel_and_the_result_merges(
+    lora_job: Job, models: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in models.rglob("*") if p.is_file()}
+    simulate(lora_job, DATA, tmp_path / "out")
+    result = tmp_path / "out" / "global_model"
+    history = [json.loads(x) for x in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    whole = (BASE / "model.safetensors").stat().st_size
+    own = {
+        name: t.numel() * 4 for name, t in load_file(result / "adapter_model.safetensors").items()
+    }
+    for entry in history:
+        for said in entry["facilities"].values():
+            assert sum(own.values()) <= said["bytes"] < 0.5 * whole
+    assert all("lora_" in name for name in own)
+    assert not list((tmp_path / "out").rglob("model.safetensors"))
+    assert {p: p.read_bytes() for p in models.rglob("*") if p.is_file()} == before
+    losses = [entry["loss"] for entry in history]
+    assert losses[-1] < losses[0]
+
+    base = AutoModelForCausalLM.from_pretrained(models / "tiny", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, str(result))
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    plain = AutoModelForCausalLM.from_pretrained(models / "tiny", dtype=torch.float32)
+    with torch.no_grad():
+        assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-3
+
+
+def test_an_adapter_that_has_learnt_nothing_changes_nothing(
+    lora_job: Job, models: Path, tmp_path: Path
+) -> None:
+    initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", lora_job.lora)
+    samples = datasets.read(DATA / "leonardo" / "words", "valid")
+    found, tokenizer = load(tmp_path / "out" / "global_model", TRAINING)
+    whole, _ = load(BASE, TRAINING)
+    scores = [validate(model, tokenizer, samples, TRAINING) for model in (found, whole)]
+    assert scores[0] == scores[1]
+
+
+def test_the_model_given_is_the_base(models: Path, tmp_path: Path) -> None:
+    initialise(BASE, None, None, 0, 1, Aggregation(), tmp_path / "out", LORA)
+    said = json.loads((tmp_path / "out" / "global_model" / lora.FILE).read_text())
+    assert said["base_digest"] == lora.digest(BASE)
+    assert lora.base_of(tmp_path / "out" / "global_model") == models / "tiny"
+    manifest.verify(tmp_path / "out" / "global_model", "model")
+
+
+def test_b_alone_averages_exactly(lora_job: Job, models: Path, tmp_path: Path) -> None:
+    """A stays as it was; the mean of the products is the product with the mean of B."""
+    assert lora_job.lora is not None
+    job = dataclasses.replace(lora_job, lora=dataclasses.replace(lora_job.lora, factors="b"))
+    (tmp_path / "r").mkdir()
+    walked = rounds(job, tmp_path / "r")
+    _, first = next(walked)
+    one = load_file(first / "global_model" / "adapter_model.safetensors")
+    _, second = next(walked)
+    two = load_file(second / "global_model" / "adapter_model.safetensors")
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]) == (".lora_A." in name)
+
+
+def test_another_base_is_refused(lora_job: Job, models: Path, tmp_path: Path) -> None:
+    initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", lora_job.lora)
+    directory = tmp_path / "out" / "global_model"
+    weights = models / "tiny" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CrossFLError, match=r"has the digest .* place the same files at every"):
+        load(directory, TRAINING)
+    weights.unlink()
+    with pytest.raises(CrossFLError, match="has neither"):
+        load(directory, TRAINING)
+    (models / "tiny" / "config.json").unlink()
+    (models / "tiny").rmdir()
+    with pytest.raises(CrossFLError, match=r"base model 'tiny' is not in .* CROSSFL_MODELS"):
+        load(directory, TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_digest": None}, r"lora.base_digest is missing: run 'crossfl digest FOLDER'"),
+        ({"base_model": "../tiny"}, "without '..' and not absolute"),
+        ({"target_modules": ("no_such",)}, r"lora.target_modules: Target modules"),
+    ],
+)
+def test_bad_adapters_are_refused(
+    lora_job: Job, models: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    assert lora_job.lora is not None
+    record = dataclasses.replace(lora_job.lora, **changes)  # type: ignore[arg-type]
+    with pytest.raises(CrossFLError, match=message):
+        initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
+        load(tmp_path / "out" / "global_model", TRAINING)
+
+
+def test_the_workflow_gives_the_same_adapter(
+    lora_job: Job, models: Path, tmp_path: Path, run: Run
+) -> None:
+    """Through CWL, with the digest that the command prints."""
+    said = run("crossfl", "digest", BASE, cwd=tmp_path)
+    assert said.stdout.strip() == lora.digest(BASE)
+    job = {
+        "config": {"class": "File", "path": str(CWL / "config.json")},
+        "tokenizer": "bytes",
+        "seed": 1,
+        "rounds": 1,
+        "lora": {
+            "base_model": "tiny",
+            "base_digest": said.stdout.strip(),
+            "target_modules": ["q_proj"],
+        },
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    result = run(
+        "cwltool", "--outdir", tmp_path / "cwl", ROOT / "steps" / "initialise.cwl",
+        tmp_path / "job.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    record = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=lora.digest(BASE))
+    record = dataclasses.replace(record, target_modules=("q_proj",))
+    initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", record)
+    names = ("adapter_model.safetensors", lora.FILE)
+    for name in names:
+        one, two = (tmp_path / x / "global_model" / name for x in ("cwl", "here"))
+        assert one.read_bytes() == two.read_bytes()
