@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.manifest import ModelManifest
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import slots
 from tests.support.federation import (
@@ -397,7 +398,7 @@ def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: 
     good = federation.update("good", GOOD)
     largest = {name: torch.full_like(values, 3e38) for name, values in GOOD.items()}
     out = federation.run([federation.update("evil", largest), good])
-    assert "above 1e+18" in facilities(out)["evil"].reason
+    assert "above 1e+06" in facilities(out)["evil"].reason
     kept = slots(out / "state").values()
     assert all(values.isfinite().all() for slot in kept for values in slot.values())
 
