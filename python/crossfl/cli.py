@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crossfl import __version__
+from crossfl.engine.parent import end_with_engine
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 
 VERBS = {
     "initialise": ("steps.initialise", "make the first global model and the server state"),
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
-    place.end_with_engine()
+    end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

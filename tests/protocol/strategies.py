@@ -59,7 +59,7 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             most = 3 if kind.max_length is None else min(kind.max_length, 3)
             keys, entries = values(kind.key_type), values(kind.value_type)
             return st.dictionaries(keys, entries, max_size=most)
-        case inspect.StructType():
+        case inspect.StructType() if issubclass(kind.cls, Record):
             return records(kind.cls)
     raise TypeError(kind)
 

@@ -15,7 +15,7 @@ from crossfl.protocol.records import Aggregation, Facility, Retention, from_word
 from crossfl.server.journal import journal
 from crossfl.server.state import ServerState
 from crossfl.steps import aggregate, plan
-from crossfl.storage import manifest
+from crossfl.storage import locks, manifest
 from tests.support.loop import ROUNDS, WEIGHTS, Cut, Federation
 from tests.support.paths import DATA
 
@@ -173,9 +173,9 @@ def test_low_disk_is_noticed_before_the_round(
 
 def test_two_runs_at_once(place: Path) -> None:
     words = f"going on .process {os.getpid()}, since"
-    with journal.acquire(place), pytest.raises(CrossFLError, match=words):
-        journal.acquire(place)
-    journal.acquire(place).close()
+    with locks.acquire(place), pytest.raises(CrossFLError, match=words):
+        locks.acquire(place)
+    locks.acquire(place).close()
 
 
 def test_another_run_that_publishes_the_same_round(tmp_path: Path, place: Path) -> None:
@@ -264,7 +264,7 @@ def test_runs_lists_and_removes(
     assert cli.main(["runs"]) == 0
     said = capsys.readouterr().out
     assert run.path.name in said and "round 1 of 3" in said and "kB" in said
-    with journal.acquire(place):
+    with locks.acquire(place):
         assert cli.main(["runs", "rm", run.path.name]) == 4
     assert cli.main(["runs", "rm", "nothing"]) == 4
     assert cli.main(["runs", "rm", run.path.name]) == 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Task
-from crossfl.storage.files import publish
 from crossfl.storage.tensorfile import TensorFile
 
 
@@ -69,7 +68,7 @@ class CarriedState:
         """Give a folder for what this round leaves; at the end it stands beside the one before."""
         mine = self._of(self._round)
         shutil.rmtree(mine, ignore_errors=True)
-        with publish(mine) as folder:
+        with place.publish_state(mine) as folder:
             yield folder
         for path in self.folder.iterdir():
             if path not in (mine, self.before):
@@ -82,7 +81,8 @@ class CarriedState:
 class Residual:
     """What an encoding lost of a delta, kept for the facility's next delta.
 
-    Residuals are fp32, in files named like the model's. An encoding that loses nothing worth keeping `keeps` none, and still sends what another lost.
+    Residuals are fp32, in files named like the model's. An encoding that loses nothing worth
+    keeping `keeps` none, and still sends what another lost.
 
     Raises:
         CrossFLError: the facility names no folder to keep them in, or another federation

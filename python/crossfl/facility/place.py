@@ -1,24 +1,81 @@
 """Where a step runs: which facility this is, and where its data, models and state lie."""
 
 import base64
+import contextlib
 import os
-import threading
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.records import Task
+from crossfl.protocol.variables import (
+    ABSENT,
+    DATA,
+    DEFAULT_MIN_VALIDATION_SAMPLES,
+    DEFAULT_MIN_VALIDATION_TOKENS,
+    FACILITY,
+    MIN_VALIDATION_SAMPLES,
+    MIN_VALIDATION_TOKENS,
+    MODELS,
+    PROMPTS,
+    STATE,
+)
+from crossfl.storage.files import publish
 
-FACILITY = "CROSSFL_FACILITY"
-DATA = "CROSSFL_DATA"
-STATE = "CROSSFL_STATE"
-MODELS = "CROSSFL_MODELS"
-ABSENT = "CROSSFL_ABSENT"
-"""Why this machine stands in for the task's facility, in base64, which no shell reads as anything
-else; unset at the facility itself."""
-ENGINE = "CROSSFL_ENGINE"
-"""Process id of the engine, where it runs on this machine."""
+__all__ = [  # the names of variables, too
+    "ABSENT",
+    "ANY",
+    "DATA",
+    "FACILITY",
+    "MODELS",
+    "STATE",
+    "Disclosure",
+    "check_present",
+    "data_root",
+    "disclosure",
+    "model_root",
+    "publish_state",
+    "resolve",
+    "state_root",
+]
+
 ANY = "*"
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What the metrics and completions that leave a facility may tell of its data.
+
+    Attributes:
+        min_samples: samples that a metric is of at least.
+        min_tokens: predicted tokens that a metric of text is of at least.
+        prompts: whether the model completes the job's prompts here.
+    """
+
+    min_samples: int = DEFAULT_MIN_VALIDATION_SAMPLES
+    min_tokens: int = DEFAULT_MIN_VALIDATION_TOKENS
+    prompts: bool = False
+
+
+def disclosure() -> Disclosure:
+    """What this facility allows, by its variables.
+
+    Raises:
+        CrossFLError: one of them is no whole number from 1 on.
+    """
+    return Disclosure(
+        _least(MIN_VALIDATION_SAMPLES, DEFAULT_MIN_VALIDATION_SAMPLES),
+        _least(MIN_VALIDATION_TOKENS, DEFAULT_MIN_VALIDATION_TOKENS),
+        os.environ.get(PROMPTS) == "1",
+    )
+
+
+def _least(variable: str, default: int) -> int:
+    value = os.environ.get(variable) or str(default)
+    if not value.isascii() or not value.isdecimal() or int(value) < 1:
+        raise CrossFLError(f"{variable} is {value!r}: give a whole number from 1 on")
+    return int(value)
 
 
 def data_root(task: Task) -> Path:
@@ -49,21 +106,6 @@ def data_root(task: Task) -> Path:
     return folder
 
 
-def end_with_engine() -> None:
-    """End this process soon after the engine's, which may be killed before it can end its steps."""
-    engine = os.environ.get(ENGINE)
-    if not engine:
-        return
-
-    def watch() -> None:
-        while Path("/proc", engine).exists():
-            time.sleep(0.5)
-        os._exit(1)
-
-    if Path("/proc", engine).exists():
-        threading.Thread(target=watch, daemon=True).start()
-
-
 def check_present() -> None:
     """Check that this is no stand-in for a facility that could not do its task.
 
@@ -90,6 +132,18 @@ def state_root(task: Task) -> Path:
             "for what is kept there: residuals (int8, int4, topk), optimizer state, checkpoints"
         )
     return Path(root, task.facility)
+
+
+@contextlib.contextmanager
+def publish_state(directory: Path) -> Iterator[Path]:
+    """Write a folder of what stays here, as `publish` does, that no other user can read."""
+    for folder in (*reversed(directory.parent.parents), directory.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with publish(directory) as folder:
+        folder.chmod(0o700)
+        yield folder
+        for path in folder.iterdir():
+            path.chmod(0o600)
 
 
 def model_root() -> Path:

@@ -22,7 +22,7 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Task, Training
 from crossfl.storage.checkpoint import Tensors
-from crossfl.storage.files import publish, write_json
+from crossfl.storage.files import write_json
 
 COUNTS = "counts.json"
 OUTCOME_FREE = ("checkpoint_steps", "max_seconds", "reserve_seconds")
@@ -54,7 +54,7 @@ class Savepoint:
         values = dataclasses.asdict(counts)
         mine = self._folder / str(counts.steps)
         shutil.rmtree(mine, ignore_errors=True)
-        with publish(mine) as folder:
+        with place.publish_state(mine) as folder:
             for family, entries in tensors.items():
                 whole = {name: tensor.contiguous() for name, tensor in entries.items()}
                 save_file(whole, folder / f"{family}.safetensors")

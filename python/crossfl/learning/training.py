@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,15 +17,17 @@ from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState, Residual
 from crossfl.facility.savepoint import Savepoint
 from crossfl.facility.time_budget import Budget, StopSignal
-from crossfl.learning import allocator, datasets, lora
+from crossfl.learning import allocator, datasets, evaluation, lora
 from crossfl.learning.batching import Batch, batch_of, rows_of
-from crossfl.learning.evaluation import summed_loss, validate
+from crossfl.learning.disclosure import edge_losses
+from crossfl.learning.evaluation import Validation, summed_loss
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
 from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.observe.events import Progress
+from crossfl.protocol.measurements import Metrics, TrainingMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.seeds import derive_seed
 from crossfl.storage import delta, encodings
@@ -79,12 +80,14 @@ class Trainer:
         self._samples = datasets.read(dataset, "train")
         drawn = task.local_steps * training.batch_size
         self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
-        self._valid = datasets.read(dataset, "valid")[: training.validation_samples]
+        self._disclosure = place.disclosure()
+        valid = evaluation.validation_samples(dataset, training, self._disclosure)
         facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
         saves = training.checkpoint_steps is not None
         self._savepoint = Savepoint(task, training, facts) if saves else None
         network, self._tokenizer = load(model, training)
-        check_samples(network, [*self._samples, *self._valid])
+        check_samples(network, [*self._samples, *valid])
+        self._validation = Validation(valid, self._tokenizer, training, self._disclosure)
         self._model = self._parallel.wrap(network)
         self._parameters = learning(self._parallel.unwrap(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
@@ -99,14 +102,14 @@ class Trainer:
 
     @property
     def notices(self) -> list[str]:
-        """What to say where something should have been kept at the facility since the last round."""
+        """What to say: that something kept since the last round is missing, or no metric leaves."""
         residual = self._residual.lost if self._residual and self._coding.lossy else None
         lost = residual or (self._carried.lost if self._carried else None)
-        return [lost] if lost else []
+        return [notice for notice in (lost, self._validation.withheld) if notice]
 
-    def validate(self) -> dict[str, Any]:
-        """Metrics of the model as it is, on the validation split."""
-        return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
+    def validate(self) -> Metrics | None:
+        """Metrics of the model as it is, on the validation split; None where none may leave."""
+        return self._validation.measure(self._model, self._parallel)
 
     def train(self, progress: Progress, stop: StopSignal, after: float = 0.0) -> TrainingResult:
         """Take the local steps, or as many as there is time for.
@@ -152,7 +155,7 @@ class Trainer:
                 "train",
                 step=done.steps,
                 steps=task.local_steps,
-                loss=loss,
+                loss=self._edge_losses(done)[1],
                 tokens_per_second=done.tokens / max(done.seconds, 1e-9),
             )
         if done.steps == 0:
@@ -161,8 +164,8 @@ class Trainer:
             )
         return done
 
-    def account(self, done: TrainingResult) -> dict[str, Any]:
-        """What the training cost, for the manifest; every rank has to ask for it.
+    def account(self, done: TrainingResult) -> TrainingMetrics:
+        """What the training did and cost, for the manifest; every rank has to ask for it.
 
         Counts and rates are of all ranks, memory is that of the rank that held most, energy that
         of the first one's node and GPU.
@@ -173,18 +176,23 @@ class Trainer:
         peak = accounting.peak(device, self._training.precision)
         needed = accounting.operations(network, done.read / max(done.samples, 1))
         used = rate * needed / (peak * self._parallel.number) if peak and needed else None
-        return {
-            "first_loss": done.losses[0],
-            "last_loss": done.losses[-1],
-            "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
-            "tokens_read": done.read,
-            "bad_samples": len(self._samples.bad),
-            "gradient_noise_scale": done.noise.scale(),
-            "ranks": self._parallel.number,
-            "peak_memory": memory,
-            "flops_utilisation": used,
-            "joules": self._energy.joules(),
-        }
+        first, last = self._edge_losses(done)
+        return TrainingMetrics(
+            first_loss=first,
+            last_loss=last,
+            tokens_per_second=done.tokens / max(done.seconds, 1e-9),
+            tokens_read=done.read,
+            bad_samples=len(self._samples.bad),
+            gradient_noise_scale=done.noise.scale(),
+            ranks=self._parallel.number,
+            peak_memory=memory,
+            flops_utilisation=used,
+            joules=self._energy.joules(),
+        )
+
+    def _edge_losses(self, done: TrainingResult) -> tuple[float | None, float | None]:
+        batch, floor = self._training.batch_size, self._disclosure.min_samples
+        return edge_losses(done.losses, batch, floor)
 
     def save_delta(self, model: Path, directory: Path) -> int:
         """Write local minus global weights, in files like the model's; their size in bytes.

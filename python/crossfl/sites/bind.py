@@ -11,17 +11,16 @@ from typing import Any
 
 import yaml
 
+from crossfl.engine.placement import FILTER, VM
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import JOURNAL
-from crossfl.sites.environment import MARK, VM, Environment, Place, fill, script
+from crossfl.sites.environment import MARK, Environment, Place, fill, script
 from crossfl.storage.files import write_files
 from crossfl.storage.job import Job
 
 ROOT = Path(__file__).resolve().parents[3]
 FACILITY = re.compile(r"[a-z][a-zA-Z0-9._-]*")
 """What the engine accepts as the name of a deployment."""
-FILTER = "crossfl.facility"
-"""The binding filter that sends a job to the deployment of its facility."""
 FACILITY_STEPS = ("/federate/train", "/evaluate")
 SERVICE = "train"
 """The job script of an environment, as its deployment calls it."""
@@ -69,7 +68,7 @@ def bind(
     document = {
         "version": "v1.0",
         "workflows": {"federation": {"type": "cwl", "config": config, "bindings": bindings}},
-        "bindingFilters": {"by_facility": {"type": "crossfl.facility", "config": {}}},
+        "bindingFilters": {"by_facility": {"type": FILTER, "config": {}}},
         "failureManager": {"type": "crossfl.facility", "config": {}},
         "deployments": deployments,
         "database": {"type": "default", "config": {"connection": ":memory:"}},
@@ -128,48 +127,6 @@ def steps(workflow: Path, prefix: str = "") -> set[str]:
         if isinstance(step["run"], str):
             found |= steps(workflow.parent / step["run"], f"{prefix}/{name}")
     return found
-
-
-def targets_of(binding: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """The deployments, each with its service, that a binding of a StreamFlow file names."""
-    target = binding["target"]
-    for each in target if isinstance(target, list) else [target]:
-        yield each.get("deployment", each.get("model")), each.get("service")
-
-
-def routed(workflow: Mapping[str, Any], document: Mapping[str, Any]) -> set[str]:
-    """The deployments among which a workflow's jobs go to the one that their facility names."""
-    kinds = {k: v.get("type") for k, v in (document.get("bindingFilters") or {}).items()}
-    found = set()
-    for binding in workflow.get("bindings") or []:
-        filters = binding.get("filters") or []
-        named = [filters] if isinstance(filters, str) else filters
-        if any(kinds.get(name) == FILTER for name in named):
-            found |= {deployment for deployment, _ in targets_of(binding)}
-    return found
-
-
-def check_placed(document: Mapping[str, Any], path: Path) -> None:
-    """Check that every facility of the job files has a deployment in the StreamFlow file.
-
-    Raises:
-        CrossFLError: one has none.
-    """
-    for workflow in (document.get("workflows") or {}).values():
-        places, settings = routed(workflow, document), workflow["config"].get("settings")
-        if not places or not settings:
-            continue
-        job = path.parent / settings
-        try:
-            facilities = (yaml.safe_load(job.read_text()) or {}).get("facilities") or []
-            names = {each["name"] for each in facilities}
-        except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
-            continue  # another workflow's, or what the engine says better
-        if absent := sorted(names - places):
-            raise CrossFLError(
-                f"{job} has facilities without a deployment in {path}: "
-                f"{', '.join(absent)}; bind again, or take them out of the job file"
-            )
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from crossfl.engine.placement import VM
 from crossfl.errors import CrossFLError
 
-VM = "vm"
 WAYS = ("venv", "container")
 """Settings that say where crossfl is installed, one of which is given; each ends its job script."""
 MARK = "made by 'crossfl bind'"

@@ -44,17 +44,23 @@ def evaluate(
     with Progress(facility=task.facility) as progress:
         progress("load")
         check_base(model, task)
-        metrics, completions = _measure(model, folder, training, prompts, match)
+        metrics, completions, notices = _measure(model, folder, training, prompts, match)
+        for notice in notices:
+            progress("load", message=notice)
         seconds = time.monotonic() - begun
-        shares = {"exact match": metrics.exact_match, "accuracy": metrics.accuracy}
-        message = ", ".join(f"{n} {value:.3f}" for n, value in shares.items() if value is not None)
-        progress("evaluated", loss=metrics.loss, seconds=seconds, message=message)
+        progress(
+            "evaluated",
+            loss=metrics.loss if metrics else None,
+            seconds=seconds,
+            message=_message(metrics),
+        )
     with publish(out / EVALUATION) as directory:
         evaluation = manifest.write(
             directory,
             EvaluationManifest(
                 **_heading(task),
                 status="complete",
+                reason=notices[0] if metrics is None else None,
                 metrics=metrics,
                 completions=completions,
                 seconds=round(seconds, 3),
@@ -73,6 +79,13 @@ def absent(task: Task, reason: str, out: Path) -> EvaluationManifest:
         )
 
 
+def _message(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return "metrics stay here"
+    shares = {"exact match": metrics.exact_match, "accuracy": metrics.accuracy}
+    return ", ".join(f"{n} {value:.3f}" for n, value in shares.items() if value is not None)
+
+
 def _heading(task: Task) -> dict[str, Any]:
     """Whose evaluation it is, and of what."""
     return {
@@ -86,36 +99,34 @@ def _heading(task: Task) -> dict[str, Any]:
 
 def _measure(
     model: Path, folder: Path, training: Training, prompts: Sequence[str], match: bool
-) -> tuple[Metrics, tuple[Completion, ...]]:
-    """The metrics of a model on a dataset, and what it writes behind the prompts."""
-    samples = datasets.read(folder, "valid")[: training.validation_samples]
-    kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
+) -> tuple[Metrics | None, tuple[Completion, ...], list[str]]:
+    """The metrics of a model, what it writes behind the prompts, and why either is not given."""
+    disclosure = place.disclosure()
 
     # They build models: what is cheap to refuse has been refused before.
-    from crossfl.learning.evaluation import complete, validate
+    from crossfl.learning import evaluation
     from crossfl.learning.models.loading import check_samples, load
     from crossfl.learning.ranks import Parallel
 
+    samples = evaluation.validation_samples(folder, training, disclosure)
+    kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
     network, tokenizer = load(model, training)
     network = Parallel(training).wrap(network)
     check_samples(network, samples)
-    measured = validate(network, tokenizer, samples, training)
-    measured["samples"] = len(samples)
-    texts = [s for s in samples if isinstance(s, datasets.Text)]
-    prompted = [(s.prompt, s) for s in texts if s.prompt is not None]
-    if match and prompted and tokenizer:
-        written = complete(network, tokenizer, [p for p, _ in prompted], training)
-        pairs = list(zip(written, [s for _, s in prompted], strict=True))
-        right = sum(answer.strip() == sample.text.strip() for answer, sample in pairs)
-        measured["exact_match"] = right / len(prompted)
-        for name, metric in kinds.items():
-            if own := [(answer, s.text) for answer, s in pairs if s.task == name]:
-                measured["tasks"][name] |= scoring.score(metric, own)
-    completions = complete(network, tokenizer, prompts, training) if tokenizer else []
-    return Metrics.parse(measured), tuple(
-        Completion(prompt=prompt, completion=completion)
-        for prompt, completion in zip(prompts, completions, strict=False)
+    validation = evaluation.Validation(samples, tokenizer, training, disclosure)
+    metrics = validation.measure(network)
+    prompted = [s for s in samples if isinstance(s, datasets.Text) and s.prompt is not None]
+    if match and metrics and prompted and tokenizer:
+        written = evaluation.complete(
+            network, tokenizer, [s.prompt or "" for s in prompted], training
+        )
+        least = disclosure.min_samples
+        metrics = scoring.score_completions(metrics, written, prompted, kinds, least)
+    completions, refusal = evaluation.complete_prompts(
+        network, tokenizer, prompts, training, disclosure
     )
+    notices = [notice for notice in (validation.withheld, refusal) if notice]
+    return metrics, tuple(completions), notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

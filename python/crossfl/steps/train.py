@@ -15,7 +15,7 @@ from crossfl.observe.events import Progress
 from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.manifest import UpdateManifest
-from crossfl.protocol.measurements import Metrics, PhaseSeconds, TrainingMetrics, UpdateMetrics
+from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.text import printable
 from crossfl.steps import failure, outputs
@@ -60,16 +60,16 @@ def train(
             for notice in trainer.notices:
                 progress("load", message=notice)
         with clock("evaluate"):
-            validation = Metrics.parse(trainer.validate())
+            validation = trainer.validate()
         with clock("train"):
             result = trainer.train(progress, stop or StopSignal(), sum(clock.seconds.values()))
         status: Literal["complete", "partial"] = "complete" if result.reason is None else "partial"
         reason = result.reason and f"{result.steps} of {task.local_steps} steps: {result.reason}"
-        cost = TrainingMetrics.parse(trainer.account(result))
+        cost = trainer.account(result)
         local = None
         if reason is None:
             with clock("evaluate"):
-                local = Metrics.parse(trainer.validate())
+                local = trainer.validate()
         if not trainer.leads:
             trainer.save_delta(model, out)
             trainer.keep()

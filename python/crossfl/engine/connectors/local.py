@@ -16,22 +16,23 @@ from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
 from streamflow.log_handler import logger
 
-from crossfl.engine.recovery.failures import StandsIn
+from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.private import UMASK
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.observe.follow import Follower
 from crossfl.protocol import variables
-from crossfl.protocol.variables import JOURNAL
-from crossfl.server.journal.journal import acquire
-
-DEPLOYMENT = "CROSSFL_DEPLOYMENT"
-"""Tells the steps of these deployments from other processes of the engine."""
+from crossfl.storage.locks import acquire
 
 
 class LocalConnector(SafeCopies, EngineLocalConnector):
-    """The engine's, which copies nothing that a link leads out to."""
+    """The engine's; it follows no link that leads out, and makes folders for its user alone."""
+
+    async def deploy(self, external: bool) -> None:
+        """Give the engine, which makes the folders itself, and so its steps, our umask."""
+        os.umask(UMASK)
+        await super().deploy(external)
 
     @classmethod
     def get_schema(cls) -> str:
@@ -64,12 +65,12 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         bin_directory = str(Path(sys.executable).parent)
         # Set even where there is nothing to say: the engine's own environment is no answer.
         self._environment = {
-            place.FACILITY: facility or "",
-            place.DATA: _path(data, config_dir),
-            place.STATE: _path(state, config_dir),
-            JOURNAL: "" if facility else os.environ.get(JOURNAL) or _path(journal, config_dir),
-            place.ENGINE: str(os.getpid()),
-            DEPLOYMENT: deployment_name,
+            variables.FACILITY: facility or "",
+            variables.DATA: _path(data, config_dir),
+            variables.STATE: _path(state, config_dir),
+            variables.JOURNAL: "" if facility else _journal(journal, config_dir),
+            variables.ENGINE: str(os.getpid()),
+            variables.DEPLOYMENT: deployment_name,
             "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
         }
 
@@ -77,9 +78,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         """Start to show progress, unless another deployment has."""
         interrupt_on_termination()
         await super().deploy(external)
-        if place := self._environment[JOURNAL]:
+        if journal := self._environment[variables.JOURNAL]:
             try:
-                self._lock = acquire(Path(place))
+                self._lock = acquire(Path(journal))
             except CrossFLError as error:
                 raise WorkflowDefinitionException(str(error)) from None
         cls = FacilityLocalConnector
@@ -104,7 +105,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             return
         for process in psutil.Process().children(recursive=True):  # none, unless the run failed
             with contextlib.suppress(psutil.Error):
-                if DEPLOYMENT in process.environ():
+                if variables.DEPLOYMENT in process.environ():
                     process.terminate()
         if cls._follower is not None:
             cls._follower.stop()
@@ -127,5 +128,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         return files("crossfl.engine").joinpath("schemas", "local.json").read_text("utf-8")
 
 
-def _path(given: str | None, config_dir: str) -> str:
-    return "" if given is None else str(Path(config_dir, Path(given).expanduser()))
+def _journal(path: str | None, config_dir: str) -> str:
+    return os.environ.get(variables.JOURNAL) or _path(path, config_dir)
+
+
+def _path(path: str | None, config_dir: str) -> str:
+    return "" if path is None else str(Path(config_dir, Path(path).expanduser()))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from crossfl.engine.placement import check_placed, routed, targets_of
 from crossfl.errors import CrossFLError
 from crossfl.sites import bind
 from crossfl.sites.environment import PLACEHOLDER
@@ -89,12 +90,12 @@ class Federation:
                         f"{path}: a binding matches no step: {step!r}; {cwl} has "
                         f"{', '.join(sorted(known))}"
                     )
-                for deployment, service in bind.targets_of(binding):
+                for deployment, service in targets_of(binding):
                     if deployment not in deployments:
                         raise CrossFLError(f"{path}: a binding names no deployment: {deployment!r}")
                     targets[deployment, service] = None
             results.append(Result(name, "bindings", "pass", f"each matches a step of {cwl.name}"))
-            if not bind.routed(workflow, document):
+            if not routed(workflow, document):
                 continue
             if "settings" not in config:
                 warning = "no job file: neither facilities nor datasets are known"
@@ -103,7 +104,7 @@ class Federation:
                 continue
             job_file = path.parent / config["settings"]
             job = Job.load(job_file)
-            bind.check_placed(document, path)
+            check_placed(document, path)
             for facility in job.facilities:
                 datasets.setdefault(facility.name, []).append(facility.dataset)
             said = f"{len(job.facilities)} facilities of {job_file.name} have a deployment"
