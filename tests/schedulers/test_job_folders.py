@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Engine, Site
+from tests.support.engine import Engine
+from tests.support.testbed import Site
 
 
 @pytest.fixture
