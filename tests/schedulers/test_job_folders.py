@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.engine import Engine
-from tests.support.testbed import Site
+from conftest import Engine, Site
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import torch
 
 from crossfl.errors import CrossFLError
 from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import MODEL, STATE, aggregate
+from crossfl.protocol.layout import GLOBAL_MODEL, STATE
+from crossfl.server.rounds import aggregate
 from crossfl.storage import manifest
 from crossfl.storage.tensorfile import TensorFile
 from tests.support.federation import Federation, Values, master, weights
