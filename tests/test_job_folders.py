@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
 
 from crossfl.engine.private import heeding_umask
+from tests.support.processes import Run
 
 STEP = """\
 cwlVersion: v1.2
@@ -28,6 +28,7 @@ outputs:
 """
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("kind", ["crossfl.local", "local"])
 def test_folders_and_files_on_this_machine(run: Run, tmp_path: Path, kind: str) -> None:
     (tmp_path / "step.cwl").write_text(STEP)

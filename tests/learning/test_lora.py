@@ -152,6 +152,7 @@ def test_bad_adapters_are_refused(
         load(tmp_path / "out" / "global_model", TRAINING)
 
 
+@pytest.mark.engine
 def test_the_workflow_gives_the_same_adapter(
     lora_job: Job, models: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Engine, Site
+
+from tests.support.engine import Engine
+from tests.support.testbed import Site
 
 
 @pytest.fixture

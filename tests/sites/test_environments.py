@@ -180,6 +180,7 @@ def test_recipes_of_containers() -> None:
     assert archive and f"docker save -o {archive[1]} crossfl" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_passes_the_check(
     name: str, crossfl_bind: Bind, capsys: pytest.CaptureFixture[str]
@@ -213,6 +214,7 @@ def test_hostile_settings_are_refused(setting: str, value: str) -> None:
         place.values(environment, "site.sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 @pytest.mark.parametrize("source", ["--set", "--from"])
 def test_nothing_is_written_for_a_hostile_setting(
@@ -364,6 +366,8 @@ def test_a_facility_joins_and_leaves_without_a_change_of_cwl(crossfl_bind: Bind)
 
 
 def test_it_stays_light() -> None:
-    code = "import sys; from crossfl import bind; bind.engine_validator(); print(*sys.modules)"
+    code = (
+        "import sys; from crossfl.sites import bind; bind.engine_validator(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "accelerate"} & set(done.stdout.split())
