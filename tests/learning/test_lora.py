@@ -51,6 +51,7 @@ def lora_job(job: Job) -> Job:
     )
 
 
+@pytest.mark.slow
 def test_only_adapters_travel_and_the_result_merges(
     lora_job: Job, models: Path, tmp_path: Path
 ) -> None:

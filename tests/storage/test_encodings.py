@@ -84,7 +84,8 @@ def _task(round_: int, counted: int) -> Task:
         schedule_steps=9,
         samples_seen=0,
         data_seed=5,
-        base="x",
+        base="0" * 64,
+        federation="f",
         counted=counted,
     )
 

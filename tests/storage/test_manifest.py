@@ -28,7 +28,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file too many": (lambda d: (d / "extra").touch(), "is not in the manifest"),
     "no manifest": (lambda d: (d / "manifest.json").unlink(), "has no manifest.json"),
     "manifest cut": (lambda d: _cut_half(d / "manifest.json"), "is not valid JSON"),
-    "empty manifest": (lambda d: (d / "manifest.json").write_text("{}"), "missing required field"),
+    "empty manifest": (lambda d: (d / "manifest.json").write_text("{}"), "kind"),
     "a digest changed": (lambda d: _replace_digest(d / "manifest.json"), "is corrupt"),
     "a count changed": (lambda d: _replace(d, '"tokens": ', '"tokens": 9'), "is corrupt"),
     "a newer format": (lambda d: _replace(d, '"format": 2', '"format": 3'), "has format 3"),
