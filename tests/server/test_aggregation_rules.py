@@ -153,6 +153,7 @@ def test_too_few_for_the_guarantee_is_an_error(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_every_pair_of_strategy_and_combination_runs(tmp_path: Path) -> None:
     for strategy, aggregation_rule in product(OPTIMIZERS, aggregation_rules.RULES):
         folder = tmp_path / f"{strategy}-{aggregation_rule}"

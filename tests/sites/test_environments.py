@@ -109,6 +109,7 @@ def test_bindings_match_steps(crossfl_bind: Bind) -> None:
     assert {b["step"] for b in config["bindings"]} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
 def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     status, output = crossfl_bind("--facility", f"site={name}", *required(name, "site"))
@@ -133,6 +134,7 @@ def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["leonardo", "lumi", "polaris", "vm"])
 def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: Bind) -> None:
     words = required(name, "site", container="/work/crossfl.sif")
@@ -213,6 +215,7 @@ def test_recipes_of_containers() -> None:
     assert archive and f"docker save -o {archive[1]} crossfl" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_passes_the_check(
     name: str, crossfl_bind: Bind, capsys: pytest.CaptureFixture[str]
@@ -246,6 +249,7 @@ def test_hostile_settings_are_refused(setting: str, value: str) -> None:
         environment.values(place, "site.sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 @pytest.mark.parametrize("source", ["--set", "--from"])
 def test_nothing_is_written_for_a_hostile_setting(

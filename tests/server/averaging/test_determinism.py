@@ -22,6 +22,7 @@ def _model() -> list[Values]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation_rule", RULES)
 def test_same_bytes_for_any_order_piece_and_threads(tmp_path: Path, aggregation_rule: str) -> None:
     federation = Federation(

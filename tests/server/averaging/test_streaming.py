@@ -34,6 +34,7 @@ def _again_and_again(started: Connection, folder: Path, updates: list[Path]) -> 
         aggregate(folder / "model", folder / "state", updates, folder / f"out{number}", 0.0)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path) -> None:
     model: Values = {f"w{i}": torch.randn(100, 1000) for i in range(4)}
     federation = Federation(tmp_path, model, server_optimizer="diloco")
@@ -92,6 +93,7 @@ def _anonymous() -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation_rule", ["mean", "median", "krum"])
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, aggregation_rule: str) -> None:
     size = 32 * MEBI // 4
