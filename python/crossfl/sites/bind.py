@@ -13,7 +13,7 @@ import yaml
 
 from crossfl.engine.placement import FILTER, VM
 from crossfl.errors import CrossFLError
-from crossfl.server.journal.journal import JOURNALS
+from crossfl.protocol.layout import JOURNAL
 from crossfl.sites.environment import MARK, Environment, Place, fill, script
 from crossfl.storage.files import write_files
 from crossfl.storage.job import Job
@@ -58,7 +58,7 @@ def bind(
 
     deployments, targets, files = deploy([vm, *places], environments, out)
     if deployments[vm.name]["type"] == "crossfl.local":
-        deployments[vm.name]["config"]["journal"] = f"{JOURNALS}/{out.stem}"
+        deployments[vm.name]["config"]["journal"] = f"{JOURNAL}/{out.stem}"
     config = {"file": relative(workflow, out)} | ({"settings": relative(job, out)} if job else {})
     bindings: list[dict[str, Any]] = [{"step": "/", "target": targets[vm.name]}]
     for step in FACILITY_STEPS:
