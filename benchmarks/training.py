@@ -31,10 +31,11 @@ from typing import Any
 import torch
 
 from crossfl.facility.place import MODELS
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.learning import datasets, lora
 from crossfl.learning.batching import batch_of
-from crossfl.learning.models.model import load, load_weights, summed_loss
+from crossfl.learning.evaluation import summed_loss
+from crossfl.learning.models.loading import load, load_weights
 from crossfl.learning.telemetry import accounting
 from crossfl.protocol.records import Aggregation, Lora, Task, Training
 from crossfl.steps.initialise import initialise
@@ -107,7 +108,7 @@ def ours(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
 
     task, training = records(args, model)
     trainer, clock = Trainer(model, rows, task, training), Clock(args)
-    trained = trainer.train(clock.tick, Notice())  # type: ignore[arg-type]
+    trained = trainer.train(clock.tick, StopSignal())  # type: ignore[arg-type]
     said = result(args, trained.losses, clock)
     # Its own seconds are also those of the first steps, and those in which it waits for its turn.
     timed = dataclasses.replace(trained, seconds=trained.read / said["tokens_per_second"])
@@ -161,15 +162,15 @@ def xffl(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     network: Any = load_weights(model, half)
     network.gradient_checkpointing_enable({"use_reentrant": False})
     parallel = Parallel(training)
-    spread = parallel.spread(network)
-    optimizer = torch.optim.AdamW(spread.parameters(), lr=1e-4, weight_decay=0.0)
+    wrapped = parallel.wrap(network)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-4, weight_decay=0.0)
     samples = encoded(rows, task, training, tokenizer)
     losses, clock, size = [], Clock(args), training.batch_size
-    spread.train()
+    wrapped.train()
     for step in range(args.steps):
         mine = samples[step * size : (step + 1) * size][parallel.rank :: parallel.number]
         batch = batch_of([[sample] for sample in mine], parallel.device)
-        loss = summed_loss(spread, batch) / batch.tokens
+        loss = summed_loss(wrapped, batch) / batch.tokens
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

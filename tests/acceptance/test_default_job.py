@@ -50,7 +50,7 @@ def test_a_bare_run_leaves_the_same_model(results: Path, tmp_path: Path) -> None
 def test_alone_no_facility_learns_the_other_language(tmp_path: Path) -> None:
     make("compare", f"OUTDIR={tmp_path}")
     result = json.loads((tmp_path / "compare" / "comparison.json").read_text())
-    final = {arm: outcome["final"] for arm, outcome in result.items()}
+    final = {arm: outcome["final"] for arm, outcome in result["arms"].items()}
     assert final["leonardo"]["karolina"]["exact_match"] <= 0.05
     assert final["karolina"]["leonardo"]["exact_match"] <= 0.05
     for facility in ("leonardo", "karolina"):

@@ -49,7 +49,7 @@ def test_the_federation_beats_every_site_alone(tmp_path: Path) -> None:
     comparison = json.loads((out / "comparison.json").read_text())
     losses = {
         arm: sum(metrics["loss"] for metrics in outcome["final"].values())
-        for arm, outcome in comparison.items()
+        for arm, outcome in comparison["arms"].items()
     }
     assert losses["federated"] < min(losses["marconi100"], losses["cloud"])
     assert "Federation helped" in (out / "report.html").read_text()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.facility.carryover import Memory
+from crossfl.facility.carryover import CarriedState
 from crossfl.facility.savepoint import Savepoint
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import UPDATE, train
@@ -43,12 +43,12 @@ def asked(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def _leave(task: Task, word: str) -> None:
-    with Memory(task, "thing").after() as folder:
+    with CarriedState(task, "thing").after() as folder:
         (folder / "word").write_text(word)
 
 
 def _found(task: Task) -> str | None:
-    before = Memory(task, "thing").before
+    before = CarriedState(task, "thing").before
     return before and (before / "word").read_text()
 
 
@@ -61,13 +61,13 @@ def test_a_round_goes_on_from_the_last_that_counted(asked: Asked) -> None:
     assert _found(asked(3, 1)) == "first"  # the second was refused, or skipped
     _leave(asked(3, 1), "third")
     assert _found(asked(4, 3)) == "third"
-    assert Memory(asked(4, 3), "thing").lost is None
+    assert CarriedState(asked(4, 3), "thing").lost is None
 
 
 def test_what_never_counted_is_nothing(asked: Asked) -> None:
     _leave(asked(1, 0), "refused")
     assert _found(asked(2, 0)) is None
-    assert Memory(asked(2, 0), "thing").lost is None
+    assert CarriedState(asked(2, 0), "thing").lost is None
 
 
 def test_what_should_be_there_and_is_not_is_said(
@@ -85,7 +85,7 @@ def test_another_federation_of_the_same_seed_is_told_apart(asked: Asked, tmp_pat
     _leave(asked(1, 0), "mine")
     _leave(other(1, 0), "theirs")
     with pytest.raises(CrossFLError, match="another federation's of the same seed"):
-        Memory(asked(2, 1), "thing")
+        CarriedState(asked(2, 1), "thing")
     assert _found(other(2, 1)) == "theirs"
     # One that keeps nothing is not in its way.
     train(MODEL, asked(2, 1), TRAINING, tmp_path / "plain")
@@ -111,7 +111,7 @@ def test_what_an_encoding_lost_is_sent_by_the_next_one_whatever_it_is(
 
 
 def test_a_residual_of_another_model_is_refused(asked: Asked, tmp_path: Path) -> None:
-    with Memory(asked(1, 0), "residual").after() as folder:
+    with CarriedState(asked(1, 0), "residual").after() as folder:
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
     lossy = dataclasses.replace(TRAINING, encoding="int8")
     with pytest.raises(CrossFLError, match="is of another model: remove"):

@@ -15,7 +15,7 @@ import pytest
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import launcher, place
-from crossfl.facility.time_budget import Budget, Notice
+from crossfl.facility.time_budget import Budget, StopSignal
 from crossfl.protocol.records import Task, Training
 from crossfl.server.state import ServerState
 from crossfl.steps.aggregate import aggregate
@@ -114,8 +114,8 @@ def test_the_end_of_the_job_is_kept_clear_of(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
-    assert Budget(dataclasses.replace(TRAINING, reserve_seconds=60), Notice()).spent() is None
-    reason = Budget(TRAINING, Notice()).spent()
+    assert Budget(dataclasses.replace(TRAINING, reserve_seconds=60), StopSignal()).spent() is None
+    reason = Budget(TRAINING, StopSignal()).spent()
     assert reason is not None
     assert reason.startswith("the job ends in ")
     with pytest.raises(CrossFLError, match="no time for a step in round 1: the job ends in"):
@@ -161,11 +161,11 @@ def test_a_savepoint_of_other_options_is_left_alone(
 ) -> None:
     """A run that stops at its second step leaves one behind; only the very same task takes it."""
     from crossfl.facility.savepoint import Savepoint
-    from crossfl.learning.training import Trained
+    from crossfl.learning.training import TrainingResult
 
     saving = dataclasses.replace(TRAINING, checkpoint_steps=1)
     savepoint = Savepoint(task, saving, {"ranks": 1})
-    savepoint.write({}, Trained(steps=1))
+    savepoint.write({}, TrainingResult(steps=1))
     found = savepoint.read()
     assert found is not None
     assert found[1]["steps"] == 1

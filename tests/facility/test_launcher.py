@@ -11,7 +11,7 @@ import torch
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import launcher as launching
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.protocol.records import Task
 from crossfl.storage.checkpoint import Tensors
 from tests.support.paths import DATA, ROUND
@@ -63,7 +63,7 @@ def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launching.LAUNCHER, "no-such-launcher -n 2")
     with pytest.raises(CrossFLError, match="no-such-launcher cannot be started"):
-        launching.ranks(["train"], Notice())
+        launching.ranks(["train"], StopSignal())
 
 
 @pytest.mark.parametrize("names", launching.RANKS)

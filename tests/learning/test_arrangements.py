@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer, set_seed
 
 from crossfl.facility import launcher, place
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.learning.batching import batch_of, pack
 from crossfl.learning.datasets import Encoded, encode, read
-from crossfl.learning.models.model import summed_loss
+from crossfl.learning.evaluation import summed_loss
 from crossfl.learning.telemetry.noise import GradientNoise
-from crossfl.learning.training import KEPT, Trained, Trainer
+from crossfl.learning.training import KEPT, Trainer, TrainingResult
 from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
@@ -31,12 +31,12 @@ TRAINING = Training(
 STEPS = 50
 
 
-def _trained(task: Task, **changes: Any) -> Trained:
+def _trained(task: Task, **changes: Any) -> TrainingResult:
     """One process, here."""
     training = dataclasses.replace(TRAINING, **changes)
     trainer = Trainer(ROUND / "global_model", DATA / "leonardo" / "words", task, training)
     with Progress() as progress:
-        return trainer.train(progress, Notice())
+        return trainer.train(progress, StopSignal())
 
 
 def _on_two_ranks(run: Run, task: Task, **changes: Any) -> dict[str, Any]:

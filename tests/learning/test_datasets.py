@@ -39,12 +39,12 @@ def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
 
 
 def test_formats_agree(tmp_path: Path) -> None:
-    import datasets
+    from datasets import Dataset, DatasetDict
 
-    table = datasets.Dataset.from_list(ROWS)
+    table = Dataset.from_list(ROWS)
     table.to_parquet(tmp_path / "rows.parquet")
     table.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict(
+    DatasetDict(
         {"train": table.select(range(4)), "validation": table.select(range(4, 6))}
     ).save_to_disk(tmp_path / "split")
     expected = datasets.read(_jsonl(tmp_path / "rows.jsonl", ROWS), "train")

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets, lora
-from crossfl.learning.models.model import load, validate
+from crossfl.learning.evaluation import validate
+from crossfl.learning.models.loading import load
 from crossfl.protocol.records import Aggregation, Lora, Training
 from crossfl.simulation.simulate import rounds, simulate
 from crossfl.steps.initialise import initialise
@@ -145,9 +146,9 @@ def test_bad_adapters_are_refused(
     lora_job: Job, models: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     assert lora_job.lora is not None
-    lora = dataclasses.replace(lora_job.lora, **changes)  # type: ignore[arg-type]
+    record = dataclasses.replace(lora_job.lora, **changes)  # type: ignore[arg-type]
     with pytest.raises(CrossFLError, match=message):
-        initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", lora)
+        initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
         load(tmp_path / "out" / "global_model", TRAINING)
 
 
@@ -174,9 +175,9 @@ def test_the_workflow_gives_the_same_adapter(
         tmp_path / "job.json", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    lora = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=lora.digest(BASE))
-    lora = dataclasses.replace(lora, target_modules=("q_proj",))
-    initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", lora)
+    record = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=lora.digest(BASE))
+    record = dataclasses.replace(record, target_modules=("q_proj",))
+    initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", record)
     names = ("adapter_model.safetensors", lora.FILE)
     for name in names:
         one, two = (tmp_path / x / "global_model" / name for x in ("cwl", "here"))

@@ -114,7 +114,7 @@ def test_every_task_of_smolinstruct_has_a_metric() -> None:
 
 def test_a_dataset_declares_its_metrics(tmp_path: Path) -> None:
     assert scoring.declared(tmp_path) == {}
-    (tmp_path / "scoring.json").write_text('{"weights": "number", "retrosynthesis": "exact"}')
+    (tmp_path / "metrics.json").write_text('{"weights": "number", "retrosynthesis": "exact"}')
     declared = scoring.declared(tmp_path)
     tasks = ["weights", "retrosynthesis", "forward_synthesis", "greetings", None]
     assert scoring.metrics_of(tasks, declared) == {
@@ -133,6 +133,6 @@ def test_a_package_that_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("content", ['{"a": "beauty"}', '["number"]', "{", '{"a": ["number"]}'])
 def test_a_metric_that_is_not_known_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "scoring.json").write_text(content)
+    (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(CrossFLError, match=r"metrics\.json is no object .* smiles, number"):
         scoring.declared(tmp_path)

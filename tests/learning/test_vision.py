@@ -14,7 +14,8 @@ from crossfl.errors import CrossFLError
 from crossfl.learning import datasets
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Image
-from crossfl.learning.models.model import check_samples, load, validate
+from crossfl.learning.evaluation import validate
+from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.models.vision import VGGConfig, VGGForImageClassification
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
 from crossfl.server.state import ServerState
@@ -159,11 +160,11 @@ def test_accuracy_and_loss_of_known_logits(root: Path, tmp_path: Path) -> None:
 
 
 def test_images_are_read_and_written(tmp_path: Path) -> None:
-    import datasets
+    from datasets import Dataset
 
     table = rows(20)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
-    datasets.Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
+    Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
     read = datasets.read(tmp_path / "rows.jsonl", "train")
     for one, other in zip(read, datasets.read(tmp_path / "rows.parquet", "train"), strict=True):
         assert datasets.row(one) == datasets.row(other)

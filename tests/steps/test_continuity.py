@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.facility.carryover import Memory
+from crossfl.facility.carryover import CarriedState
 from crossfl.learning.datasets import IGNORED, encode, order, read
 from crossfl.learning.optimizer import learning_rate
 from crossfl.learning.training import KEPT, ROUNDING
@@ -117,7 +117,7 @@ def test_what_is_kept_stays_at_the_facility(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path, task: Task) -> None:
-    with Memory(dataclasses.replace(task, round=1), "optimizer").after() as folder:
+    with CarriedState(dataclasses.replace(task, round=1), "optimizer").after() as folder:
         save_file({"x//exp_avg": torch.zeros(1)}, folder / KEPT)
     later = dataclasses.replace(task, round=2, samples_seen=8, counted=1)
     with pytest.raises(CrossFLError, match=r"kept.safetensors is of another model: remove"):

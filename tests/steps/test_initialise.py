@@ -124,7 +124,7 @@ def test_a_model_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_not_read_even_under_a_manifest(round_: Path) -> None:
-    from crossfl.learning.models.model import load
+    from crossfl.learning.models.loading import load
 
     model = round_ / "global_model"
     (model / "model.safetensors").unlink()
@@ -147,7 +147,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_sample_longer_than_the_model_is_refused_by_name() -> None:
-    from crossfl.learning.models.model import load
+    from crossfl.learning.models.loading import load
 
     with pytest.raises(CrossFLError, match="takes at most 64 tokens"):
         load(ROUND / "global_model", Training(sequence_length=65))

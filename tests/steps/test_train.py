@@ -13,7 +13,8 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Text, read
-from crossfl.learning.models.model import check_samples, complete, load, summed_loss, validate
+from crossfl.learning.evaluation import complete, summed_loss, validate
+from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import learning_rate
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.evaluate import evaluate

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.facility.residual import Residual
+from crossfl.facility.carryover import Residual
 from crossfl.protocol.records import Task
 from crossfl.storage import delta, encodings
 from crossfl.storage.checkpoint import Tensors

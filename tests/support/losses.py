@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crossfl.facility import launcher
 from crossfl.facility.place import DATA
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.learning.training import Trainer
 from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     trainer = Trainer(Path("global_model"), Path(os.environ[DATA], "words"), task, training)
     validation = trainer.validate()
     with Progress() as progress:
-        trained = trainer.train(progress, Notice())
+        trained = trainer.train(progress, StopSignal())
     if trainer.leads:
         print(json.dumps({"losses": trained.losses, "validation": validation["loss"]}))
     launcher.leave()

@@ -70,7 +70,7 @@ def test_real_sites_are_bound(name: str, tmp_path: Path) -> None:
 def test_the_configurations_are_of_the_models_they_name() -> None:
     from transformers import AutoConfig
 
-    from crossfl.learning.models.model import kind_of
+    from crossfl.learning.models.loading import kind_of
 
     # VGG16's convolutions have 14,714,688 parameters with three channels, and 1,152 fewer with one.
     norms, classifier = 2 * 4224, 2 * (512 * 512 + 512) + 512 * 10 + 10

@@ -3,6 +3,9 @@
 It lies under `CROSSFL_STATE/<facility>/<name>-<data seed>/<federation>-<round>`. A round goes on
 from what the last one left whose update counted: what was left by one that was refused, or skipped,
 or is tried again, is as if it had never been.
+
+One of these things is the residual of an encoding, for error feedback: Seide et al. 2014;
+Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847.
 """
 
 import contextlib
@@ -13,10 +16,10 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Task
-from crossfl.storage import manifest
+from crossfl.storage.tensorfile import TensorFile
 
 
-class Memory:
+class CarriedState:
     """One thing that one facility keeps in one federation, as the task of a round meets it.
 
     A facility of which no update has counted yet has none; what an earlier federation left is
@@ -65,7 +68,7 @@ class Memory:
         """Give a folder for what this round leaves; at the end it stands beside the one before."""
         mine = self._of(self._round)
         shutil.rmtree(mine, ignore_errors=True)
-        with manifest.publish(mine) as folder:
+        with place.publish_state(mine) as folder:
             yield folder
         for path in self.folder.iterdir():
             if path not in (mine, self.before):
@@ -73,3 +76,43 @@ class Memory:
 
     def _of(self, number: int) -> Path:
         return self.folder / f"{self._mark}{number}"
+
+
+class Residual:
+    """What an encoding lost of a delta, kept for the facility's next delta.
+
+    Residuals are fp32, in files named like the model's. An encoding that loses nothing worth
+    keeping `keeps` none, and still sends what another lost.
+
+    Raises:
+        CrossFLError: the facility names no folder to keep them in, or another federation
+            keeps its own there.
+    """
+
+    def __init__(self, task: Task, *, keeps: bool = True) -> None:
+        self._carried = CarriedState(task, "residual", keeps=keeps)
+
+    def before(self, base: TensorFile) -> TensorFile | None:
+        """What earlier deltas lost of a file of the model; None before there were any.
+
+        Raises:
+            CrossFLError: it belongs to another model.
+        """
+        if self._carried.before is None:
+            return None
+        residual = TensorFile(self._carried.before / base.path.name)
+        floats = {n: e.shape for n, e in base.entries.items() if e.dtype.is_floating_point}
+        if {name: entry.shape for name, entry in residual.entries.items()} != floats:
+            raise CrossFLError(
+                f"{residual.path} is of another model: remove {self._carried.folder}"
+            )
+        return residual
+
+    @property
+    def lost(self) -> str | None:
+        """What to say where earlier deltas should have left something."""
+        return self._carried.lost
+
+    def after(self) -> contextlib.AbstractContextManager[Path]:
+        """Give a folder for what this delta loses."""
+        return self._carried.after()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from crossfl.errors import CrossFLError
-from crossfl.facility.time_budget import Notice
+from crossfl.facility.time_budget import StopSignal
 from crossfl.protocol import variables
 
 LAUNCHER = "CROSSFL_LAUNCHER"
@@ -52,7 +52,7 @@ def is_follower() -> bool:
     return is_rank() and os.environ.get("RANK") != "0"
 
 
-def ranks(arguments: Sequence[str], notice: Notice) -> None:
+def ranks(arguments: Sequence[str], stop: StopSignal) -> None:
     """Run `crossfl` with these arguments under the launcher, and wait for it.
 
     An order to stop is passed on to the ranks through the launcher: as SIGUSR1, which srun and
@@ -71,9 +71,9 @@ def ranks(arguments: Sequence[str], notice: Notice) -> None:
     except OSError as error:
         raise CrossFLError(f"{LAUNCHER}: {launcher[0]} cannot be started: {error}") from None
     number = signal.SIGUSR1 if python else signal.SIGTERM
-    notice.passed_on = functools.partial(process.send_signal, number)
-    if notice.received:
-        notice.passed_on()
+    stop.passed_on = functools.partial(process.send_signal, number)
+    if stop.received:
+        stop.passed_on()
     if (status := process.wait()) != 0:
         raise CrossFLError(f"{shlex.join(launcher)} ended with {status}: its output says why")
 

@@ -1,26 +1,81 @@
-"""Where a step runs: which facility this is, where its data lies, how long its job queued."""
+"""Where a step runs: which facility this is, and where its data, models and state lie."""
 
 import base64
 import contextlib
-import json
 import os
-import re
-import subprocess
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.records import Task
+from crossfl.protocol.variables import (
+    ABSENT,
+    DATA,
+    DEFAULT_MIN_VALIDATION_SAMPLES,
+    DEFAULT_MIN_VALIDATION_TOKENS,
+    FACILITY,
+    MIN_VALIDATION_SAMPLES,
+    MIN_VALIDATION_TOKENS,
+    MODELS,
+    PROMPTS,
+    STATE,
+)
+from crossfl.storage.files import publish
 
-FACILITY = "CROSSFL_FACILITY"
-DATA = "CROSSFL_DATA"
-STATE = "CROSSFL_STATE"
-MODELS = "CROSSFL_MODELS"
-ABSENT = "CROSSFL_ABSENT"
-"""Why this machine stands in for the task's facility, in base64, which no shell reads as anything
-else; unset at the facility itself."""
+__all__ = [  # the names of variables, too
+    "ABSENT",
+    "ANY",
+    "DATA",
+    "FACILITY",
+    "MODELS",
+    "STATE",
+    "Disclosure",
+    "check_present",
+    "data_root",
+    "disclosure",
+    "model_root",
+    "publish_state",
+    "resolve",
+    "state_root",
+]
+
 ANY = "*"
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What the metrics and completions that leave a facility may tell of its data.
+
+    Attributes:
+        min_samples: samples that a metric is of at least.
+        min_tokens: predicted tokens that a metric of text is of at least.
+        prompts: whether the model completes the job's prompts here.
+    """
+
+    min_samples: int = DEFAULT_MIN_VALIDATION_SAMPLES
+    min_tokens: int = DEFAULT_MIN_VALIDATION_TOKENS
+    prompts: bool = False
+
+
+def disclosure() -> Disclosure:
+    """What this facility allows, by its variables.
+
+    Raises:
+        CrossFLError: one of them is no whole number from 1 on.
+    """
+    return Disclosure(
+        _least(MIN_VALIDATION_SAMPLES, DEFAULT_MIN_VALIDATION_SAMPLES),
+        _least(MIN_VALIDATION_TOKENS, DEFAULT_MIN_VALIDATION_TOKENS),
+        os.environ.get(PROMPTS) == "1",
+    )
+
+
+def _least(variable: str, default: int) -> int:
+    value = os.environ.get(variable) or str(default)
+    if not value.isascii() or not value.isdecimal() or int(value) < 1:
+        raise CrossFLError(f"{variable} is {value!r}: give a whole number from 1 on")
+    return int(value)
 
 
 def data_root(task: Task) -> Path:
@@ -32,20 +87,20 @@ def data_root(task: Task) -> Path:
     Raises:
         CrossFLError: this is another facility, or it does not say which one it is.
     """
-    here, root = os.environ.get(FACILITY), os.environ.get(DATA)
-    if not here:
+    facility, root = os.environ.get(FACILITY), os.environ.get(DATA)
+    if not facility:
         raise CrossFLError(
             f"{FACILITY} is not set, so this is not known to be {task.facility}: set it in the "
             "deployment of the facility (crossfl.local) or in its job template"
         )
-    if here not in (task.facility, ANY):
+    if facility not in (task.facility, ANY):
         raise CrossFLError(
-            f"this is {here} ({FACILITY}), but the task is for {task.facility}: "
+            f"this is {facility} ({FACILITY}), but the task is for {task.facility}: "
             "the step is bound to the wrong deployment"
         )
     if not root:
         raise CrossFLError(f"{DATA} is not set at {task.facility}: point it at the data folder")
-    folder = Path(root, task.facility) if here == ANY else Path(root)
+    folder = Path(root, task.facility) if facility == ANY else Path(root)
     if not folder.is_dir():
         raise CrossFLError(f"{DATA} at {task.facility} is {folder}, which is not a folder")
     return folder
@@ -79,6 +134,18 @@ def state_root(task: Task) -> Path:
     return Path(root, task.facility)
 
 
+@contextlib.contextmanager
+def publish_state(directory: Path) -> Iterator[Path]:
+    """Write a folder of what stays here, as `publish` does, that no other user can read."""
+    for folder in (*reversed(directory.parent.parents), directory.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with publish(directory) as folder:
+        folder.chmod(0o700)
+        yield folder
+        for path in folder.iterdir():
+            path.chmod(0o600)
+
+
 def model_root() -> Path:
     """The folder under which the base models of adapters lie here.
 
@@ -109,68 +176,7 @@ def resolve(name: str, root: Path, variable: str = DATA) -> Path:
     top, path = root.resolve(), (root / name).resolve()
     if not path.exists() and path.is_relative_to(top):
         raise CrossFLError(f"{what} {name!r} is not in {root}: check the name and {variable}")
-    for each in (path, *(path.rglob("*") if path.is_relative_to(top) and path.is_dir() else ())):
-        if not each.resolve().is_relative_to(top):
+    for entry in (path, *(path.rglob("*") if path.is_relative_to(top) and path.is_dir() else ())):
+        if not entry.resolve().is_relative_to(top):
             raise CrossFLError(f"{what} {name!r} leads out of {variable} through a link")
     return path
-
-
-def seconds_in_queue() -> float:
-    """Seconds between submission and start of this job by its scheduler's clock; 0 without one."""
-    times = _times()
-    if times.submitted is None or times.started is None:
-        return 0.0
-    return max(0.0, (times.started - times.submitted).total_seconds())
-
-
-def job_end() -> float | None:
-    """When the scheduler will end this job, in seconds since 1970; None if it does not say."""
-    if stated := os.environ.get("SLURM_JOB_END_TIME"):
-        return float(stated) if stated.isdecimal() else None
-    end = _times().end
-    return None if end is None else end.timestamp()
-
-
-class Times(NamedTuple):
-    """What a scheduler says of a job, on its own clock and in its own time zone."""
-
-    submitted: datetime | None = None
-    started: datetime | None = None
-    end: datetime | None = None
-
-
-def _times() -> Times:
-    if job := os.environ.get("SLURM_JOB_ID"):
-        shown = _output("scontrol", "show", "job", "--oneliner", job)
-        said = dict(re.findall(r"(SubmitTime|StartTime|EndTime)=(\S+)", shown))
-        return Times(*(_date(said.get(k)) for k in ("SubmitTime", "StartTime", "EndTime")))
-    if job := os.environ.get("PBS_JOBID"):
-        try:
-            entry = json.loads(_output("qstat", "-f", "-F", "json", job))["Jobs"][job]
-        except (KeyError, ValueError):
-            return Times()
-        submitted, started = _date(entry.get("ctime")), _date(entry.get("stime"))
-        limit = re.fullmatch(
-            r"(\d+):(\d+):(\d+)", str(entry.get("Resource_List", {}).get("walltime"))
-        )
-        if started is None or limit is None:
-            return Times(submitted, started)
-        hours, minutes, seconds = map(int, limit.groups())
-        length = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-        return Times(submitted, started, started + length)
-    return Times()
-
-
-def _date(text: object) -> datetime | None:
-    """A date as Slurm (ISO 8601) or PBS (like `date`) writes it; None for any other word."""
-    for pattern in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
-        with contextlib.suppress(ValueError):
-            return datetime.strptime(str(text), pattern)
-    return None
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

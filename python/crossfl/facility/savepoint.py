@@ -21,8 +21,8 @@ import crossfl
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.records import Task, Training
-from crossfl.storage import files, manifest
 from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.files import write_json
 
 COUNTS = "counts.json"
 OUTCOME_FREE = ("checkpoint_steps", "max_seconds", "reserve_seconds")
@@ -54,11 +54,11 @@ class Savepoint:
         values = dataclasses.asdict(counts)
         mine = self._folder / str(counts.steps)
         shutil.rmtree(mine, ignore_errors=True)
-        with manifest.publish(mine) as folder:
+        with place.publish_state(mine) as folder:
             for family, entries in tensors.items():
                 whole = {name: tensor.contiguous() for name, tensor in entries.items()}
                 save_file(whole, folder / f"{family}.safetensors")
-            files.write_json(folder / COUNTS, {"key": self._key, "counts": values})
+            write_json(folder / COUNTS, {"key": self._key, "counts": values})
         for path in self._folder.iterdir():
             if path != mine:
                 shutil.rmtree(path, ignore_errors=True)
@@ -69,12 +69,12 @@ class Savepoint:
         for number in sorted(steps, reverse=True):
             folder = self._folder / str(number)
             try:
-                said = json.loads((folder / COUNTS).read_text())
+                document = json.loads((folder / COUNTS).read_text())
                 families = {p.stem: Tensors([p]) for p in sorted(folder.glob("*.safetensors"))}
             except (OSError, ValueError, CrossFLError):
                 continue  # a disk that lost what it had synced: the round begins anew
-            if said.get("key") == self._key:
-                return families, said["counts"]
+            if document.get("key") == self._key:
+                return families, document["counts"]
         return None
 
     def remove(self) -> None:

@@ -2,7 +2,7 @@
 
 It is spent when the round has used its `max_seconds`, when the job is about to reach the end that
 its scheduler has set, or when somebody says so: Slurm's `--signal=USR1@…`, a preemption or a cancel
-(SIGTERM). The last is heard from the moment on that `Notice.listen` was called.
+(SIGTERM). The last is heard from the moment on that `StopSignal.listen` was called.
 """
 
 import signal
@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from crossfl.facility import place
+from crossfl.facility import scheduler
 from crossfl.protocol.records import Training
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Notice:
+class StopSignal:
     """The order to stop, as a signal; a second one of its kind ends the process as ever."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Notice:
         self.passed_on: Callable[[], None] | None = None
         """What else is to be done then: a process that waits for its ranks has them told."""
 
-    def listen(self) -> "Notice":
+    def listen(self) -> "StopSignal":
         """Take the signals from now on; to be called in the main thread."""
         for number in SIGNALS:
             signal.signal(number, self._receive)
@@ -43,7 +43,7 @@ class Budget:
 
     Args:
         training: `max_seconds`, and the `reserve_seconds` that saving is given before the job ends.
-        notice: the order to stop.
+        stop: the order to stop.
         used: seconds of the round that earlier attempts have spent.
         after: seconds that what follows the training takes, beside saving.
         scheduled: whether to ask the scheduler for the job's end; one rank is enough.
@@ -52,16 +52,16 @@ class Budget:
     def __init__(
         self,
         training: Training,
-        notice: Notice,
+        stop: StopSignal,
         used: float = 0.0,
         after: float = 0.0,
         scheduled: bool = True,
     ) -> None:
-        self._notice, self._used, self._begun = notice, used, time.monotonic()
+        self._stop, self._used, self._begun = stop, used, time.monotonic()
         self._last, self._longest = self._begun, 0.0
         self._most = training.max_seconds
         self._reserve = training.reserve_seconds + after
-        end = place.job_end() if scheduled else None
+        end = scheduler.job_end() if scheduled else None
         self._end = None if end is None else self._begun + end - time.time()
 
     @property
@@ -73,8 +73,8 @@ class Budget:
         """Why no step is to begin any more; None while there is time. To be asked before each."""
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
-        if self._notice.received is not None:
-            return f"{self._notice.received} was received"
+        if self._stop.received is not None:
+            return f"{self._stop.received} was received"
         if self._most is not None and self.used >= self._most:
             return f"max_seconds {self._most:g} were used"
         if self._end is not None and now + self._longest + self._reserve >= self._end:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.records import NAME
+from crossfl.protocol.fields import is_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,42 +150,51 @@ def order(size: int, seed: int, start: int, count: int) -> list[int]:
 
 
 def _ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # its text may quote the data, and of any class
+        name = type(error).__name__
+        raise CrossFLError(f"the model's tokenizer cannot read a sample ({name})") from None
     return ids
 
 
 def _txt(path: Path) -> Samples:
+    content = path.read_bytes()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise CrossFLError(f"{path} is not UTF-8 text: {error}") from None
+        number = content.count(b"\n", 0, error.start) + 1
+        raise CrossFLError(f"{path}:{number} is not UTF-8 text: save the file as UTF-8") from None
     return Samples(Text(None, line) for line in lines if line.strip())
 
 
 def _jsonl(path: Path) -> Samples:
     samples = Samples()
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    samples.append(_sample(json.loads(line), f"{path}:{number}"))
-                except ValueError as error:
-                    samples.bad.append(f"{path}:{number} is not JSON: {error}")
+                    samples.append(_sample(json.loads(line.decode()), f"{path}:{number}"))
+                except (ValueError, RecursionError) as error:
+                    samples.bad.append(f"{path}:{number} is not JSON ({type(error).__name__})")
                 except CrossFLError as error:
                     samples.bad.append(str(error))
     return samples
 
 
 def _parquet(path: Path) -> Samples:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
     samples = Samples()
     try:
         # By batches: pixels take many times the memory as lists that they take as arrays.
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             _add(samples, batch.to_pylist(), path)
-    except (ArrowInvalid, OSError) as error:
-        raise CrossFLError(f"{path} is not a parquet file: {error}") from None
+    except (ArrowException, OSError, ValueError) as error:
+        name, row = type(error).__name__, len(samples) + len(samples.bad)
+        raise CrossFLError(
+            f"{path} is not a parquet file, or is damaged ({name}, from row {row} on)"
+        ) from None
     return samples
 
 
@@ -208,23 +217,31 @@ def _is_saved(path: Path) -> bool:
 
 def _saved(path: Path, split: Split) -> tuple[Samples, bool]:
     import datasets
+    from pyarrow import ArrowException
 
     try:
         saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise CrossFLError(f"{path} is not a saved dataset: {error}") from None
+    except (ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise CrossFLError(f"{path} is not a saved dataset ({type(error).__name__})") from None
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     valid = next((name for name in ("valid", "validation", "test") if name in splits), None)
     name = "train" if split == "train" or valid is None else valid
     if name not in splits:
-        raise CrossFLError(f"saved dataset {path} has no split {name!r}; it has {list(splits)}")
-    return _add(Samples(), splits[name], path), valid is None
+        raise CrossFLError(f"saved dataset {path} has no split {name!r}: save it with one")
+    samples = Samples()
+    try:
+        _add(samples, splits[name], path)
+    except (ArrowException, OSError, ValueError) as error:
+        raise CrossFLError(
+            f"{path} row {len(samples) + len(samples.bad)} cannot be read ({type(error).__name__})"
+        ) from None
+    return samples, valid is None
 
 
 def _sample(row: Any, where: str) -> Sample:
     if isinstance(row, dict):
         task = None if row.get("task") is None else str(row["task"])
-        if task is not None and not NAME.fullmatch(task):
+        if task is not None and not is_name(task):
             raise CrossFLError(
                 f"{where}: the name of its 'task' has more than letters, digits, '.', '_' and '-'"
             )
@@ -233,12 +250,21 @@ def _sample(row: Any, where: str) -> Sample:
         for prompt, text in ((None, "text"), ("prompt", "completion"), ("input", "output")):
             if text in row and (prompt is None or prompt in row):
                 values = (row[text],) if prompt is None else (row[text], row[prompt])
-                if all(isinstance(value, str) for value in values):
+                if all(isinstance(value, str) and _is_unicode(value) for value in values):
                     return Text(None if prompt is None else row[prompt], row[text], task)
     raise CrossFLError(
         f"{where}: a sample has 'text', or 'prompt' and 'completion', or 'input' and 'output', "
-        "each a string, or 'pixels' and 'label'"
+        "each a string of Unicode characters, or 'pixels' and 'label'"
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogate, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _image(row: dict[str, Any], task: str | None, where: str) -> Image:
@@ -246,7 +272,7 @@ def _image(row: dict[str, Any], task: str | None, where: str) -> Image:
 
     try:
         pixels = np.asarray(row["pixels"], np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pixels = np.empty(0, np.float32)
     label = row["label"]
     if pixels.ndim != 3 or not pixels.size or not np.isfinite(pixels).all():

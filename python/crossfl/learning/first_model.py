@@ -60,7 +60,7 @@ def _copy_model(model: Path, directory: Path) -> None:
     if not (model / "config.json").is_file():
         raise CrossFLError(f"{model} has no config.json: it is not a Hugging Face model directory")
     folder = ModelFolder.own(model)
-    from crossfl.learning.models.model import load_weights
+    from crossfl.learning.models.loading import load_weights
 
     generation = model / "generation_config.json"
     network = load_weights(folder, "auto")
@@ -88,7 +88,7 @@ def _adapter(
 
 
 def _random_model(config: Path, seed: int, directory: Path) -> None:
-    from crossfl.learning.models.model import kind_of
+    from crossfl.learning.models.loading import kind_of
 
     settings = _settings(config)
     torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def _random_model(config: Path, seed: int, directory: Path) -> None:
 def _settings(config: Path) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
-    import crossfl.learning.models.model  # noqa: F401 (it makes known the configurations that are ours)
+    import crossfl.learning.models.loading  # noqa: F401 (it makes known the configurations that are ours)
 
     try:
         settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
@@ -121,7 +121,7 @@ def _save_tokenizer(name: str | None, model: Path | None, vocabulary: int, direc
     """Save a tokenizer by name, or else the model's own, if the model has all its tokens."""
     from transformers import ByT5Tokenizer
 
-    from crossfl.learning.models.model import load_tokenizer
+    from crossfl.learning.models.loading import load_tokenizer
 
     with contextlib.ExitStack() as stack:
         if name == BYTES:
@@ -154,7 +154,7 @@ def _vocabulary(config: Path) -> int | None:
     """Tokens that the model knows; an image classifier knows none."""
     from transformers import AutoConfig
 
-    from crossfl.learning.models.model import classifies_images
+    from crossfl.learning.models.loading import classifies_images
 
     values: dict[str, Any] = json.loads(config.read_text())
     if classifies_images(AutoConfig.for_model(**values)):

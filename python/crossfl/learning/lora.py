@@ -46,9 +46,9 @@ def base_of(directory: Path) -> Path:
     """
     lora = Lora.parse(json.loads((directory / FILE).read_text()))
     folder = place.resolve(lora.base_model, place.model_root(), place.MODELS)
-    if (found := weights_digest(folder)) != lora.base_digest:
+    if (actual := weights_digest(folder)) != lora.base_digest:
         raise CrossFLError(
-            f"the base model {folder} has the digest {found}, and the adapter is of "
+            f"the base model {folder} has the digest {actual}, and the adapter is of "
             f"{lora.base_digest}: place the same files at every facility"
         )
     return folder
@@ -107,8 +107,8 @@ def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CrossFLError(f"the adapter in {directory} cannot be loaded: {error}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in _own(network).items()}
-    found = checkpoint.Tensors.of_model(directory)
-    if expected != {name: tuple(entry.shape) for name, entry in found.floats().items()}:
+    saved = checkpoint.Tensors.of_model(directory)
+    if expected != {name: tuple(entry.shape) for name, entry in saved.floats().items()}:
         raise CrossFLError(f"the adapter in {directory} is not one of the base {lora.base_model}")
     if lora.factors == "b":
         for name, parameter in network.named_parameters():
@@ -127,10 +127,10 @@ def save(network: nn.Module, state: dict[str, Tensor] | None, directory: Path) -
 
 def _own(network: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The adapter's tensors by the names of its file."""
-    found: dict[str, Tensor] = _peft().get_peft_model_state_dict(
+    tensors: dict[str, Tensor] = _peft().get_peft_model_state_dict(
         network, state_dict=state, save_embedding_layers=False
     )
-    return found
+    return tensors
 
 
 def _write(tensors: dict[str, Tensor], directory: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from crossfl.learning.ranks import full, placed
+from crossfl.learning.ranks import gather_full, scatter_like
 from crossfl.protocol.records import Task, Training
 
 SEPARATOR = "//"
@@ -60,7 +60,7 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
 def state_of(optimizer: AdamW, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """What the optimizer keeps for each parameter, whole: moments and number of steps."""
     return {
-        name + SEPARATOR + key: full(value)
+        name + SEPARATOR + key: gather_full(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -77,7 +77,7 @@ def restore(
     fused = bool(optimizer.param_groups[0]["fused"])
     for name, parameter in parameters.items():
         moments = {
-            key: placed(saved[name + SEPARATOR + key], parameter)
+            key: scatter_like(saved[name + SEPARATOR + key], parameter)
             for key in ("exp_avg", "exp_avg_sq")
         }
         steps = saved[name + SEPARATOR + "step"].clone()

@@ -40,16 +40,16 @@ class Parallel:
         """Whether each rank holds but a part of the model."""
         return self.number > 1 and self._training.sharding == "fsdp"
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """The model on its device, replicated or sharded over the ranks.
 
         Its parameters are new ones, so the optimizer is to be made afterwards.
         """
-        if self._training.execution == "compiled":
+        if self._training.compile:
             model.compile()
         if not self.shards:
-            spread: nn.Module = self._accelerator.prepare(model)
-            return spread
+            prepared: nn.Module = self._accelerator.prepare(model)
+            return prepared
         half = self._training.precision == "bf16"
         policy = (
             MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -65,8 +65,8 @@ class Parallel:
         fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
-    def whole(self, model: nn.Module) -> nn.Module:
-        """The model itself, without what `spread` has put around it."""
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model itself, without what `wrap` has put around it."""
         unwrapped: nn.Module = self._accelerator.unwrap_model(model)
         return unwrapped
 
@@ -84,9 +84,9 @@ class Parallel:
         return gathered.cpu()
 
     @contextlib.contextmanager
-    def alone(self, model: nn.Module, alone: bool) -> Iterator[None]:
-        """Where `alone`, gradients are of this rank's own samples, not yet averaged over ranks."""
-        if not alone or self.number == 1:
+    def no_sync(self, model: nn.Module, active: bool) -> Iterator[None]:
+        """Where `active`, gradients are of this rank's own samples, not yet averaged over ranks."""
+        if not active or self.number == 1:
             yield
         elif isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(False)
@@ -101,13 +101,13 @@ class Parallel:
         self._accelerator.wait_for_everyone()
 
 
-def full(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """The whole of a tensor of which each rank may hold a part; every rank has to ask for it."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
+def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor where another one lies, cut into the same parts."""
     tensor = tensor.to(like.device, like.dtype, copy=True)
     if isinstance(like, DTensor):
@@ -117,5 +117,4 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
 def norm(tensors: Sequence[Tensor]) -> float:
     """The L2 norm of tensors taken as one."""
-    found = torch.nn.utils.get_total_norm(tensors)
-    return float(full(found))
+    return float(gather_full(torch.nn.utils.get_total_norm(tensors)))

@@ -14,6 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
+from crossfl.learning.datasets import Text
+from crossfl.learning.disclosure import groups_of, rounded
+from crossfl.protocol.measurements import Metrics
 
 FILE = "metrics.json"
 """In a dataset's folder: an object that names the metric of each of its tasks."""
@@ -26,9 +29,43 @@ Pairs = Sequence[tuple[str, str]]
 Scores = dict[str, float]
 
 
-def score(metric: str, pairs: Pairs) -> Scores:
-    """The scores of one metric; pairs whose expected answer is none of its kind are left out."""
-    return METRICS[metric]([(answer(w, like=e), answer(e, like=e)) for w, e in pairs])
+def score(metric: str, pairs: Pairs, least: int = 1) -> Scores:
+    """The scores of one metric; pairs whose expected answer is none of its kind are left out.
+
+    A score of fewer than `least` pairs is left out, too.
+    """
+    return METRICS[metric]([(answer(w, like=e), answer(e, like=e)) for w, e in pairs], least)
+
+
+def score_completions(
+    metrics: Metrics,
+    completions: Sequence[str],
+    samples: Sequence[Text],
+    metric_of: Mapping[str, str],
+    least: int,
+) -> Metrics:
+    """Metrics with those of what the model wrote: `exact_match`, and the scores of each task.
+
+    Args:
+        metrics: what was measured of the samples before; tasks that it leaves out get no scores.
+        completions: what the model wrote behind the prompt of each sample.
+        samples: samples that have a prompt.
+        metric_of: the metric of each task, from `metrics_of`.
+        least: samples that a score is of at least.
+    """
+    if len(samples) < least:
+        return metrics
+    right = [w.strip() == s.text.strip() for w, s in zip(completions, samples, strict=True)]
+    pairs = [
+        (s.task if s.task in metrics.tasks else None, (w, s.text))
+        for w, s in zip(completions, samples, strict=True)
+    ]
+    tasks = dict(metrics.tasks)
+    for task, group in groups_of(pairs, lambda group: len(group) >= least).items():
+        if task is not None and task in metric_of:
+            scores = rounded(score(metric_of[task], group, least))
+            tasks[task] = tasks[task].replace(**scores)
+    return metrics.replace(**rounded({"exact_match": _mean(right)}), tasks=tasks)
 
 
 def metrics_of(tasks: Iterable[str | None], declared: Mapping[str, str]) -> dict[str, str]:
@@ -37,16 +74,16 @@ def metrics_of(tasks: Iterable[str | None], declared: Mapping[str, str]) -> dict
     Raises:
         CrossFLError: a package that one of them needs is not installed.
     """
-    found = {
+    metrics = {
         task: metric for task in tasks if task and (metric := ({**TASKS, **declared}).get(task))
     }
-    for metric in found.values():
+    for metric in metrics.values():
         if (package := PACKAGES.get(metric)) and find_spec(package) is None:
             raise CrossFLError(
                 f"the metric {metric!r} needs {package}, which is not installed here: "
                 "pip install 'crossfl[chemistry]'"
             )
-    return found
+    return metrics
 
 
 def declared(dataset: Path) -> dict[str, str]:
@@ -59,8 +96,8 @@ def declared(dataset: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        known = all(metric in METRICS for metric in found.values())
+        metrics = json.loads(path.read_text("utf-8"))
+        known = all(metric in METRICS for metric in metrics.values())
     except (ValueError, AttributeError, TypeError):
         known = False
     if not known:
@@ -68,7 +105,7 @@ def declared(dataset: Path) -> dict[str, str]:
             f"{path} is no object that names the metric of each task: choose of "
             f"{', '.join(METRICS)}"
         )
-    return dict(found)
+    return dict(metrics)
 
 
 def answer(text: str, like: str) -> str:
@@ -79,32 +116,34 @@ def answer(text: str, like: str) -> str:
     return next((m[2] for m in TAGGED.finditer(text) if m[1] == wanted[1]), "")
 
 
-def exact(pairs: Pairs) -> Scores:
+def exact(pairs: Pairs, least: int = 1) -> Scores:
     """`exact_match`: the share of answers that are the expected ones, character by character."""
+    if len(pairs) < least:
+        return {}
     return {"exact_match": _mean([written == expected for written, expected in pairs])}
 
 
-def number(pairs: Pairs) -> Scores:
+def number(pairs: Pairs, least: int = 1) -> Scores:
     """`coverage`: the share of answers that are numbers; `rmse` of those, if there are any."""
     wanted = [(w, e) for w, text in pairs if (e := _number(text)) is not None]
-    found = [(w, e) for text, e in wanted if (w := _number(text)) is not None]
-    if not wanted:
+    numbers = [(w, e) for text, e in wanted if (w := _number(text)) is not None]
+    if len(wanted) < least:
         return {}
-    scores = {"coverage": len(found) / len(wanted)}
-    if found:
+    scores = {"coverage": len(numbers) / len(wanted)}
+    if len(numbers) >= least:
         # math.dist scales, where squares of absurd answers would overflow.
-        distance = math.dist([w for w, _ in found], [e for _, e in found])
-        scores["rmse"] = min(distance / math.sqrt(len(found)), 1e300)
+        distance = math.dist([w for w, _ in numbers], [e for _, e in numbers])
+        scores["rmse"] = min(distance / math.sqrt(len(numbers)), 1e300)
     return scores
 
 
-def boolean(pairs: Pairs) -> Scores:
+def boolean(pairs: Pairs, least: int = 1) -> Scores:
     """`accuracy` and `mcc` (Matthews correlation); `coverage`: the share that is yes or no.
 
     An answer that is neither counts as the wrong one of the two.
     """
     wanted = [(w, e) for w, text in pairs if (e := _truth(text)) is not None]
-    if not wanted:
+    if len(wanted) < least:
         return {}
     written = [_truth(w) for w, _ in wanted]
     guesses = [(not e if w is None else w, e) for w, (_, e) in zip(written, wanted, strict=True)]
@@ -118,12 +157,14 @@ def boolean(pairs: Pairs) -> Scores:
     }
 
 
-def text(pairs: Pairs) -> Scores:
+def text(pairs: Pairs, least: int = 1) -> Scores:
     """`bleu2` and `bleu4` of the corpus, `rouge1`, `rouge2` and `rougeL` (F-measure).
 
     BLEU, Papineni et al. 2002, https://aclanthology.org/P02-1040, over words and punctuation marks,
     unsmoothed; ROUGE, Lin 2004, https://aclanthology.org/W04-1013, mean over the samples.
     """
+    if len(pairs) < least:
+        return {}
     from nltk.translate.bleu_score import corpus_bleu
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -137,11 +178,13 @@ def text(pairs: Pairs) -> Scores:
             scores[f"bleu{n}"] = float(bleu)
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names)
-    each = [scorer.score(expected, written) for written, expected in pairs]
-    return scores | {name: _mean([found[name].fmeasure for found in each]) for name in names}
+    overlaps = [scorer.score(expected, written) for written, expected in pairs]
+    return scores | {
+        name: _mean([overlap[name].fmeasure for overlap in overlaps]) for name in names
+    }
 
 
-def smiles(pairs: Pairs) -> Scores:
+def smiles(pairs: Pairs, least: int = 1) -> Scores:
     """`exact_match` of molecules, `validity`, and `tanimoto` similarity of fingerprints.
 
     Molecules are the same if RDKit writes the same canonical SMILES of them, in whatever order
@@ -154,8 +197,8 @@ def smiles(pairs: Pairs) -> Scores:
     generator = GetMorganGenerator(radius=2, fpSize=2048)
 
     def molecule(written: str) -> "Chem.Mol | None":
-        found = Chem.MolFromSmiles(written.replace(";", "."))
-        return found if found is not None and found.GetNumAtoms() else None
+        parsed = Chem.MolFromSmiles(written.replace(";", "."))
+        return parsed if parsed is not None and parsed.GetNumAtoms() else None
 
     same: list[bool] = []
     valid: list[bool] = []
@@ -164,17 +207,19 @@ def smiles(pairs: Pairs) -> Scores:
         for written, expected in pairs:
             if (wanted := molecule(expected)) is None:
                 continue
-            found = molecule(written)
-            valid.append(found is not None)
-            same.append(found is not None and Chem.MolToSmiles(found) == Chem.MolToSmiles(wanted))
-            prints = [generator.GetFingerprint(m) for m in (found, wanted) if m is not None]
+            proposed = molecule(written)
+            valid.append(proposed is not None)
+            same.append(
+                proposed is not None and Chem.MolToSmiles(proposed) == Chem.MolToSmiles(wanted)
+            )
+            prints = [generator.GetFingerprint(m) for m in (proposed, wanted) if m is not None]
             similar.append(DataStructs.TanimotoSimilarity(*prints) if len(prints) == 2 else 0.0)
-    if not valid:
+    if len(valid) < least:
         return {}
     return {"exact_match": _mean(same), "validity": _mean(valid), "tanimoto": _mean(similar)}
 
 
-METRICS: dict[str, Callable[[Pairs], Scores]] = {
+METRICS: dict[str, Callable[[Pairs, int], Scores]] = {
     "smiles": smiles,
     "number": number,
     "boolean": boolean,

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,20 +14,22 @@ from torch import Tensor
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.facility.carryover import Memory
-from crossfl.facility.residual import Residual
+from crossfl.facility.carryover import CarriedState, Residual
 from crossfl.facility.savepoint import Savepoint
-from crossfl.facility.time_budget import Budget, Notice
-from crossfl.learning import allocator, datasets, lora
+from crossfl.facility.time_budget import Budget, StopSignal
+from crossfl.learning import allocator, datasets, evaluation, lora
 from crossfl.learning.batching import Batch, batch_of, rows_of
-from crossfl.learning.models.model import check_samples, load, summed_loss, validate
+from crossfl.learning.disclosure import edge_losses
+from crossfl.learning.evaluation import Validation, summed_loss
+from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
-from crossfl.learning.ranks import Parallel, full, norm, placed
+from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.observe.events import Progress
+from crossfl.protocol.measurements import Metrics, TrainingMetrics
 from crossfl.protocol.records import Task, Training
-from crossfl.steps.plan import derive_seed
+from crossfl.protocol.seeds import derive_seed
 from crossfl.storage import delta, encodings
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.delta import Difference
@@ -40,7 +41,7 @@ ROUNDING = "rounding//"
 
 
 @dataclass
-class Trained:
+class TrainingResult:
     """What was done in the round, over all attempts of its job."""
 
     steps: int = 0
@@ -71,22 +72,24 @@ class Trainer:
                 f"{self._parallel.number} ranks"
             )
         self._task, self._training = task, training
-        self._coding = encodings.of(training.encoding, training.kept)
+        self._coding = encodings.of(training.encoding, training.topk_fraction)
         remembers = self._coding.lossy or os.environ.get(place.STATE)
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
-        self._memory = Memory(task, "optimizer") if keeps else None
+        self._carried = CarriedState(task, "optimizer") if keeps else None
         self._samples = datasets.read(dataset, "train")
         drawn = task.local_steps * training.batch_size
         self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
-        self._valid = datasets.read(dataset, "valid")[: training.validation_samples]
+        self._disclosure = place.disclosure()
+        valid = evaluation.validation_samples(dataset, training, self._disclosure)
         facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
         saves = training.checkpoint_steps is not None
         self._savepoint = Savepoint(task, training, facts) if saves else None
         network, self._tokenizer = load(model, training)
-        check_samples(network, [*self._samples, *self._valid])
-        self._model = self._parallel.spread(network)
-        self._parameters = learning(self._parallel.whole(self._model))
+        check_samples(network, [*self._samples, *valid])
+        self._validation = Validation(valid, self._tokenizer, training, self._disclosure)
+        self._model = self._parallel.wrap(network)
+        self._parameters = learning(self._parallel.unwrap(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
         self._anchors: list[Tensor] = []
         self._coming: list[Batch] = []
@@ -98,16 +101,17 @@ class Trainer:
         return self._parallel.leads
 
     @property
-    def lost(self) -> str | None:
-        """What to say where something should have been kept here since the last round."""
+    def notices(self) -> list[str]:
+        """What to say: that something kept since the last round is missing, or no metric leaves."""
         residual = self._residual.lost if self._residual and self._coding.lossy else None
-        return residual or (self._memory.lost if self._memory else None)
+        lost = residual or (self._carried.lost if self._carried else None)
+        return [notice for notice in (lost, self._validation.withheld) if notice]
 
-    def validate(self) -> dict[str, Any]:
-        """Metrics of the model as it is, on the validation split."""
-        return validate(self._model, self._tokenizer, self._valid, self._training, self._parallel)
+    def validate(self) -> Metrics | None:
+        """Metrics of the model as it is, on the validation split; None where none may leave."""
+        return self._validation.measure(self._model, self._parallel)
 
-    def train(self, progress: Progress, notice: Notice, after: float = 0.0) -> Trained:
+    def train(self, progress: Progress, stop: StopSignal, after: float = 0.0) -> TrainingResult:
         """Take the local steps, or as many as there is time for.
 
         The loss of a step is the mean over all tokens of the global batch, whatever their share in
@@ -120,23 +124,23 @@ class Trainer:
         """
         task, training = self._task, self._training
         done = self._begin()
-        budget = Budget(training, notice, done.seconds, after, self.leads)
+        budget = Budget(training, stop, done.seconds, after, self.leads)
         self._model.train()
         self._coming = self._batches(done.steps)
         while done.steps < task.local_steps:
             batches = self._coming
             spent = budget.spent()
-            said = self._parallel.gather(
+            shares = self._parallel.gather(
                 sum(b.tokens for b in batches),
                 sum(b.read for b in batches),
                 len(batches),
                 spent is not None,
             )
-            if said[:, 3].any():
+            if shares[:, 3].any():
                 done.reason = spent or "another rank was told to stop"
                 break
-            tokens, read = (int(n) for n in said[:, :2].sum(0))
-            blank = int(said[:, 2].max()) - len(batches)
+            tokens, read = (int(n) for n in shares[:, :2].sum(0))
+            blank = int(shares[:, 2].max()) - len(batches)
             batches += [batches[-1].blank()] * blank
             # What a step draws at random follows from its number: nothing is to be remembered.
             torch.manual_seed(derive_seed(task.seed, str(done.steps), str(self._parallel.rank)))
@@ -151,7 +155,7 @@ class Trainer:
                 "train",
                 step=done.steps,
                 steps=task.local_steps,
-                loss=loss,
+                loss=self._edge_losses(done)[1],
                 tokens_per_second=done.tokens / max(done.seconds, 1e-9),
             )
         if done.steps == 0:
@@ -160,28 +164,35 @@ class Trainer:
             )
         return done
 
-    def account(self, done: Trained) -> dict[str, Any]:
-        """What the training cost, for the manifest; every rank has to ask for it.
+    def account(self, done: TrainingResult) -> TrainingMetrics:
+        """What the training did and cost, for the manifest; every rank has to ask for it.
 
         Counts and rates are of all ranks, memory is that of the rank that held most, energy that
         of the first one's node and GPU.
         """
-        network, device = self._parallel.whole(self._model), self._parallel.device
+        network, device = self._parallel.unwrap(self._model), self._parallel.device
         memory = int(self._parallel.gather(accounting.peak_memory(device)).max())
         rate = done.read / max(done.seconds, 1e-9)
         peak = accounting.peak(device, self._training.precision)
         needed = accounting.operations(network, done.read / max(done.samples, 1))
         used = rate * needed / (peak * self._parallel.number) if peak and needed else None
-        return {
-            "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
-            "tokens_read": done.read,
-            "bad_samples": len(self._samples.bad),
-            "gradient_noise_scale": done.noise.scale(),
-            "ranks": self._parallel.number,
-            "peak_memory": memory,
-            "flops_utilisation": used,
-            "joules": self._energy.joules(),
-        }
+        first, last = self._edge_losses(done)
+        return TrainingMetrics(
+            first_loss=first,
+            last_loss=last,
+            tokens_per_second=done.tokens / max(done.seconds, 1e-9),
+            tokens_read=done.read,
+            bad_samples=len(self._samples.bad),
+            gradient_noise_scale=done.noise.scale(),
+            ranks=self._parallel.number,
+            peak_memory=memory,
+            flops_utilisation=used,
+            joules=self._energy.joules(),
+        )
+
+    def _edge_losses(self, done: TrainingResult) -> tuple[float | None, float | None]:
+        batch, floor = self._training.batch_size, self._disclosure.min_samples
+        return edge_losses(done.losses, batch, floor)
 
     def save_delta(self, model: Path, directory: Path) -> int:
         """Write local minus global weights, in files like the model's; their size in bytes.
@@ -190,12 +201,12 @@ class Trainer:
         checkpoint even where the module in memory names or ties its tensors otherwise. Every rank
         has to call it, for it may hold a shard; the first one writes.
         """
-        network = self._parallel.whole(self._model)
+        network = self._parallel.unwrap(self._model)
         state = None
         if self._parallel.shards:
             whole = network.state_dict().items()
             lean = lora.is_adapter(model)
-            state = {n: full(t) for n, t in whole if lora.MARK in n or not lean}
+            state = {n: gather_full(t) for n, t in whole if lora.MARK in n or not lean}
         if not self.leads:
             return 0
         weights = Tensors.of_model(model)
@@ -219,15 +230,15 @@ class Trainer:
         That is the optimizer's state and, where the delta is fp32, what its rounding lost: the sum
         of the received weights and the delta is not always the local weight to the bit.
         """
-        if self._memory is None:
+        if self._carried is None:
             return
         kept = state_of(self._optimizer, self._parameters)
         if self._training.encoding == "fp32":
             for (name, local), base in zip(self._parameters.items(), self._anchors, strict=True):
-                values, origin = full(local), full(base)
+                values, origin = gather_full(local), gather_full(base)
                 kept[ROUNDING + name] = values - (origin + (values - origin))
         if self.leads:
-            with self._memory.after() as folder:
+            with self._carried.after() as folder:
                 save_file(kept, folder / KEPT)
 
     def forget(self) -> None:
@@ -235,36 +246,36 @@ class Trainer:
         if self._savepoint and self.leads:
             self._savepoint.remove()
 
-    def _begin(self) -> Trained:
+    def _begin(self) -> TrainingResult:
         """Go on from the savepoint, or from the last round's optimizer, or from nothing."""
-        if self._training.proximal_mu > 0 or self._memory:
+        if self._training.proximal_mu > 0 or self._carried:
             self._anchors = [p.detach().clone() for p in self._parameters.values()]
-        if self._savepoint and (found := self._savepoint.read()):
-            families, counts = found
+        if self._savepoint and (saved := self._savepoint.read()):
+            families, counts = saved
             self._load(families["model"])
             restore(self._optimizer, self._parameters, families["optimizer"])
-            return Trained(**counts | {"noise": GradientNoise(**counts["noise"])})
-        if self._memory and self._memory.before:
-            kept = TensorFile(self._memory.before / KEPT)
+            return TrainingResult(**counts | {"noise": GradientNoise(**counts["noise"])})
+        if self._carried and self._carried.before:
+            kept = TensorFile(self._carried.before / KEPT)
             try:
                 restore(self._optimizer, self._parameters, Tensors([kept.path]))
             except (KeyError, RuntimeError):
                 raise CrossFLError(
-                    f"{kept.path} is of another model: remove {self._memory.folder}"
+                    f"{kept.path} is of another model: remove {self._carried.folder}"
                 ) from None
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
                     if ROUNDING + name in kept.entries:
-                        parameter.add_(placed(kept.tensor(ROUNDING + name), parameter))
-        return Trained()
+                        parameter.add_(scatter_like(kept.tensor(ROUNDING + name), parameter))
+        return TrainingResult()
 
     def _load(self, weights: Tensors) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(placed(weights[name], parameter))
+                parameter.copy_(scatter_like(weights[name], parameter))
 
-    def _save(self, done: Trained) -> None:
-        model = {name: full(parameter) for name, parameter in self._parameters.items()}
+    def _save(self, done: TrainingResult) -> None:
+        model = {name: gather_full(parameter) for name, parameter in self._parameters.items()}
         optimizer = state_of(self._optimizer, self._parameters)
         if self._savepoint and self.leads:
             self._savepoint.write({"model": model, "optimizer": optimizer}, done)
@@ -279,14 +290,16 @@ class Trainer:
             datasets.encode(self._samples[i], self._tokenizer, training.sequence_length)
             for i in mine
         ]
-        packs = training.batching == "packed"
+        packs = training.packing
         rows = rows_of(encoded, training.sequence_length if packs else None)
         most = training.micro_batch or size
         return [
             batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)
         ]
 
-    def _step(self, batches: Sequence[Batch], tokens: int, rate: float, done: Trained) -> float:
+    def _step(
+        self, batches: Sequence[Batch], tokens: int, rate: float, done: TrainingResult
+    ) -> float:
         """One step of the optimizer; the mean loss of its batch in nats per token."""
         parallel, training = self._parallel, self._training
         scale = parallel.number / max(tokens, 1)
@@ -294,7 +307,7 @@ class Trainer:
         # The noise shows in the gradient of a part of the batch, before ranks have averaged it.
         probes = len(batches) > 1 and not parallel.shards
         for i, batch in enumerate(batches):
-            with parallel.alone(self._model, i < len(batches) - 1):
+            with parallel.no_sync(self._model, i < len(batches) - 1):
                 with parallel.autocast():
                     loss = summed_loss(self._model, batch)
                 torch.autograd.backward(loss * scale)
@@ -312,9 +325,9 @@ class Trainer:
             done.noise.add(batches[0].tokens, first, tokens, norm(self._gradients()))
         parameters = list(self._parameters.values())
         if training.proximal_mu:
-            pull_back(parallel.whole(self._model), self._anchors, training.proximal_mu)
-        if training.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+            pull_back(parallel.unwrap(self._model), self._anchors, training.proximal_mu)
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

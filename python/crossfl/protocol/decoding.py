@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.fields import DEMANDS, Record
+from crossfl.protocol.fields import DEMANDS, Count, Record
 from crossfl.protocol.text import printable, quoted
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -16,8 +16,15 @@ TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"(\s*+:)?|[{}]', re.DOTALL)
 """The tokens of a JSON document that tell which keys each of its objects has."""
 PATH = re.compile(r"(.*) - at `(.*)`", re.DOTALL)
 EXPRESSION = re.compile(r"Expected `str` matching regex '(.*)'", re.DOTALL)
-LONGEST_MESSAGE = 100
+LONGEST_MESSAGE = 90
 """Characters of the decoder's message that are shown; few of them can be the document's."""
+
+
+class Head(msgspec.Struct):
+    """What is read of a document before the rest, for messages that say what it is instead."""
+
+    kind: str = ""
+    format: Count = 0
 
 
 def decode(content: bytes, kind: type[T], what: str, limit: int) -> T:
@@ -35,7 +42,7 @@ def decode(content: bytes, kind: type[T], what: str, limit: int) -> T:
         CrossFLError: the document is too large, malformed, or not of its type and limits. The
             message names the place in the document and what was expected there.
     """
-    value = peek(content, kind, what, limit)
+    value = _parse(content, kind, what, limit)
     try:
         _check_keys(content)
     except CrossFLError as error:
@@ -43,12 +50,26 @@ def decode(content: bytes, kind: type[T], what: str, limit: int) -> T:
     return value
 
 
-def peek(content: bytes, kind: type[T], what: str, limit: int) -> T:
-    """Read one JSON document as `decode` does, but take the last of two fields of one name.
+def read_head(content: bytes, what: str, limit: int) -> Head:
+    """Read kind and format of a document, whose other fields are skipped.
 
     Raises:
         CrossFLError: as `decode`.
     """
+    return _parse(content, Head, what, limit)
+
+
+def check_format(head: Head, known: int, what: str) -> None:
+    """Refuse a document of another format than this version reads.
+
+    Raises:
+        CrossFLError: it has another one.
+    """
+    if head.format != known:
+        raise CrossFLError(f"{what} has format {head.format}; this crossfl reads format {known}")
+
+
+def _parse(content: bytes, kind: type[T], what: str, limit: int) -> T:
     if len(content) > limit:
         raise CrossFLError(f"{what} has {len(content)} bytes: at most {limit} are read")
     try:
@@ -93,7 +114,9 @@ def _located(message: str) -> str:
         place = "a key: " if path.startswith("key") else f"{place}: " if place else ""
     if expression := EXPRESSION.fullmatch(message):
         message = DEMANDS.get(expression[1].replace("\\\\", "\\"), message)
-    return place + printable(message.replace("`", ""), longest=LONGEST_MESSAGE)
+    return place + printable(
+        message[:1].lower() + message[1:].replace("`", ""), longest=LONGEST_MESSAGE
+    )
 
 
 def _check_keys(content: bytes) -> None:

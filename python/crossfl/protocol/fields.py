@@ -6,6 +6,7 @@ module carry the limits. Flags, CWL records, documentation and JSON Schemas foll
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -218,6 +219,11 @@ def label_of(record: type) -> str:
     return record.__name__.lower()
 
 
+def is_name(word: str) -> bool:
+    """Whether a word is a plain one in a path, a table or a shell."""
+    return re.search(NAME, word) is not None
+
+
 def check_name(what: str, name: str) -> None:
     """Refuse a name that is no plain word in a path, a table or a shell.
 
@@ -296,12 +302,11 @@ def _number_demands(
     try:
         number = msgspec.convert(value, convert, strict=strict)
     except msgspec.ValidationError:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        too_large = real and (convert is float or value != value or abs(value) == math.inf)
-        yield "give a finite number" if too_large else f"expected {convert.__name__}"
-        return
-    if not math.isfinite(number):
+        number = value  # not a number, not a whole one, or an integer too large for a float
+    if isinstance(number, float) and not math.isfinite(number):
         yield "give a finite number"
+    elif type(number) is not convert and (convert is int or type(number) is not int):
+        yield f"expected {convert.__name__}"
     elif kind.ge is not None and number < kind.ge:
         yield f"it must be at least {kind.ge}"
     elif kind.le is not None and number > kind.le:

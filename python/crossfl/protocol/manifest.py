@@ -173,13 +173,6 @@ LIMITS: Mapping[type[Manifest], int] = {
 }
 
 
-class _Head(msgspec.Struct):
-    """What is read of a manifest before the rest, for messages that say what it is instead."""
-
-    kind: str = ""
-    format: int = 0
-
-
 def kind_of(manifest: type[Manifest]) -> str:
     """What a manifest describes: `model`, `state`, `update` or `evaluation`."""
     return str(manifest.__struct_config__.tag)
@@ -196,15 +189,14 @@ def decode(content: bytes, kind: type[M], what: str) -> M:
     Raises:
         CrossFLError: it is of another kind or format, damaged, or out of its limits.
     """
-    head = decoding.peek(content, _Head, what, LIMITS[kind])
+    head = decoding.read_head(content, what, LIMITS[kind])
     if not head.kind:
         raise CrossFLError(f"{what} is not a manifest made by crossfl: it names no kind")
     if head.kind != (wanted := kind_of(kind)):
         raise CrossFLError(
             f"{what} describes {an(quoted(head.kind)[1:-1])}, where {an(wanted)} was expected"
         )
-    if head.format != FORMAT:
-        raise CrossFLError(f"{what} has format {head.format}; this crossfl reads format {FORMAT}")
+    decoding.check_format(head, FORMAT, what)
     return decoding.decode(content, kind, what, LIMITS[kind])
 
 

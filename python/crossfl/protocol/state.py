@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from crossfl.protocol import decoding
 from crossfl.protocol.fields import (
     Amount,
     Count,
@@ -85,8 +86,8 @@ class ServerState(Record, frozen=True, kw_only=True):
     loss: Annotated[
         Loss | None,
         doc(
-            "Mean validation loss of the last round over the members of the federation, none of which "
-            "counts as less than half of the median: what target_loss and keep_best look at."
+            "Mean validation loss of the last round over the members of the federation, each taken "
+            "as half of their median at least; target_loss and keep_best look at it."
         ),
     ] = None
     skipped: Annotated[Reason | None, doc("Why the last round was skipped, if it was.")] = None
@@ -123,3 +124,17 @@ class ServerState(Record, frozen=True, kw_only=True):
     def ledger_of(self, facility: str) -> FacilityLedger:
         """What is remembered of a facility; of a new one, nothing."""
         return self.ledger.get(facility, FacilityLedger())
+
+
+def decode(content: bytes, what: str) -> ServerState:
+    """Read `state.json`.
+
+    Args:
+        content: the document.
+        what: name of the document, for the message.
+
+    Raises:
+        CrossFLError: it is of another format, damaged, or out of its limits.
+    """
+    decoding.check_format(decoding.read_head(content, what, LARGEST_STATE), FORMAT, what)
+    return decoding.decode(content, ServerState, what, LARGEST_STATE)

@@ -149,38 +149,27 @@ def admit(
 
 
 def admit_evaluation(
-    path: Path, facility: str, state: ServerState, signers: Path | None = None
-) -> EvaluationManifest:
-    """The evaluation that a facility delivered, or one that says why there is none.
+    path: Path, facility: str | None, state: ServerState, signers: Path | None = None
+) -> EvaluationManifest | Exclusion:
+    """The evaluation that a facility delivered, or why it does not count.
 
     Args:
         path: what was delivered (directory).
-        facility: who was asked for it.
+        facility: who was asked for it; None, where it may be anyone's.
         state: server state whose model was to be evaluated.
         signers: allowed-signers file; None, where no signature is asked for.
     """
+    stated: EvaluationManifest | None = None
     try:
         stated = _identified(path, EvaluationManifest, facility, state)
         if stated.status == "complete":
-            signature.check(path, facility, signers)
+            signature.check(path, stated.facility, signers)
         if (stated.round, stated.model) != (state.round, state.model):
             raise CrossFLError("it does not evaluate the model of this state: evaluate again")
         return stated
     except (CrossFLError, OSError, RuntimeError, ValueError) as error:
-        return not_evaluated(facility, f"refused: {_reason(error, path, 'evaluation')}", state)
-
-
-def not_evaluated(facility: str, reason: str, state: ServerState) -> EvaluationManifest:
-    """An evaluation that says why there is none."""
-    return EvaluationManifest(
-        facility=facility,
-        federation=state.federation,
-        dataset="",
-        round=state.round,
-        model=state.model,
-        status="absent",
-        reason=reason,
-    )
+        name = facility or (stated.facility if stated else "")
+        return Exclusion(name, "refused", _reason(error, path, "evaluation"))
 
 
 def is_whole(update: Update) -> bool:

@@ -5,31 +5,33 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets
-from crossfl.protocol import variables
+from crossfl.protocol import decoding, variables
+from crossfl.protocol.comparison import FEDERATED, POOLED, Arm, Comparison
+from crossfl.protocol.layout import COMPARISON, EVALUATION, GLOBAL_MODEL, STATE
+from crossfl.protocol.measurements import Metrics, TaskMetrics
 from crossfl.protocol.records import Facility
+from crossfl.server.planning.fixed import plan
 from crossfl.simulation.simulate import playing_every_facility, rounds
-from crossfl.steps.aggregate import STATE
 from crossfl.steps.evaluate import evaluate
-from crossfl.steps.plan import plan
-from crossfl.steps.report import COMPARISON, FEDERATED, POOLED, report
-from crossfl.storage import files
+from crossfl.steps.report import report
+from crossfl.storage.files import write_bytes
 from crossfl.storage.job import Job
 
 SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "exact_match")
 """Metrics that have a table each, where there are any."""
 
 
-def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
+def compare(job: Job, root: Path, out: Path, workers: int) -> Comparison:
     """Train every arm and measure each on every facility's validation data, after every round.
 
     Every arm sees as many samples in each round: an arm with one site takes the steps of all
@@ -43,8 +45,7 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
         workers: arms that are trained at the same time.
 
     Returns:
-        For each arm, `rounds` (loss by facility after each round) and `final` (metrics by
-        facility).
+        What was measured.
     """
     with tempfile.TemporaryDirectory() as scratch:
         pool = Path(scratch, "data")
@@ -56,26 +57,26 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> dict[str, Any]:
         arms = {FEDERATED: job}
         steps = sum(f.local_steps or job.local_steps for f in job.facilities)
         for only in [*job.facilities, Facility(name=POOLED, dataset="all")]:
-            one = dataclasses.replace(only, local_steps=None)
+            one = only.replace(local_steps=None)
             arms[only.name] = dataclasses.replace(
                 job,
                 facilities=(one,),
                 local_steps=steps,
-                aggregation=dataclasses.replace(job.aggregation, combination="mean", quorum=None),
+                aggregation=job.aggregation.replace(aggregation_rule="mean", quorum=None),
             )
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
             running = {
                 name: executor.submit(_run, name, arm, job, pool, Path(scratch, name))
                 for name, arm in arms.items()
             }
-            result = {name: future.result() for name, future in running.items()}
+            comparison = Comparison(arms={n: future.result() for n, future in running.items()})
         out.mkdir(parents=True, exist_ok=True)
-        files.write_json(out / COMPARISON, result)
-        (out / "comparison.md").write_text(table(result))
-        here = Path(scratch, FEDERATED)
-        evaluations = [here / f"{facility.name}.json" for facility in job.facilities]
-        report(here / STATE, evaluations, out, out / COMPARISON)
-    return result
+        write_bytes(out / COMPARISON, decoding.encode(comparison))
+        write_bytes(out / "comparison.md", table(comparison).encode())
+        folder = Path(scratch, FEDERATED)
+        evaluations = [folder / facility.name / EVALUATION for facility in job.facilities]
+        report(folder / STATE, evaluations, out, out / COMPARISON)
+    return comparison
 
 
 def _without_pauses(job: Job) -> Job:
@@ -83,42 +84,42 @@ def _without_pauses(job: Job) -> Job:
         raise CrossFLError(f"facility {min(taken)!r}: the comparison has an arm of that name")
     return dataclasses.replace(
         job,
-        facilities=tuple(
-            dataclasses.replace(f, joins=1, leaves=None, skips=()) for f in job.facilities
-        ),
-        aggregation=dataclasses.replace(job.aggregation, target_loss=None, budget_seconds=None),
+        facilities=tuple(f.replace(joins=1, leaves=None, skips=()) for f in job.facilities),
+        aggregation=job.aggregation.replace(target_loss=None, budget_seconds=None),
     )
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(comparison: Comparison) -> str:
     """The comparison in Markdown: the final scores, those of each task, and the loss by round."""
-    final = {arm: outcome["final"] for arm, outcome in result.items()}
+    final = {name: arm.final for name, arm in comparison.arms.items()}
     sites = final[FEDERATED]
     parts = []
     for score in SCORES:
-        if all(score in metrics for metrics in sites.values()):
+        if all(_score(metrics, score) is not None for metrics in sites.values()):
             rows = []
-            for arm, at in final.items():
-                values = [at[site][score] for site in sites]
-                rows.append([arm, *(f"{v:.3f}" for v in [*values, sum(values) / len(values)])])
-            name = score.replace("_", " ") + (", nats" if score == "loss" else "")
-            parts.append(_markdown([name, *(f"at {site}" for site in sites), "mean"], rows))
+            for name, at in final.items():
+                values = [_score(at[site], score) or 0.0 for site in sites]
+                rows.append([name, *(f"{v:.3f}" for v in [*values, sum(values) / len(values)])])
+            title = score.replace("_", " ") + (", nats" if score == "loss" else "")
+            parts.append(_markdown([title, *(f"at {site}" for site in sites), "mean"], rows))
     rows = [
         [site, task, score.replace("_", " ")]
         + [
-            f"{at[site]['tasks'][task][score]:.3f}" if _has(at, site, task, score) else "–"
+            "–" if (value := _task_score(at[site], task, score)) is None else f"{value:.3f}"
             for at in final.values()
         ]
         for site, metrics in sites.items()
-        for task in metrics.get("tasks", {})
-        for score in dict.fromkeys(s for at in final.values() for s in at[site]["tasks"][task])
-        if score not in ("tokens", "perplexity")
+        for task in metrics.tasks
+        for score in TaskMetrics.__struct_fields__
+        if score not in ("tokens", "samples", "perplexity")
+        and any(_task_score(at[site], task, score) is not None for at in final.values())
     ]
     if rows:
         parts.append(_markdown(["at", "task", "score", *final], rows))
     by_round = [
-        [str(i + 1)] + [f"{sum(o['rounds'][i].values()) / len(sites):.3f}" for o in result.values()]
-        for i in range(min(len(outcome["rounds"]) for outcome in result.values()))
+        [str(i + 1)]
+        + [f"{sum(a.rounds[i].values()) / len(sites):.3f}" for a in comparison.arms.values()]
+        for i in range(min(len(arm.rounds) for arm in comparison.arms.values()))
     ]
     parts.append(
         "Mean validation loss after each round:\n\n" + _markdown(["round", *final], by_round)
@@ -126,8 +127,16 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _has(at: Mapping[str, Any], site: str, task: str, score: str) -> bool:
-    return score in at[site].get("tasks", {}).get(task, {})
+def _score(metrics: Metrics, name: str) -> float | None:
+    score: float | None = getattr(metrics, name)
+    return score
+
+
+def _task_score(metrics: Metrics, task: str, name: str) -> float | None:
+    if task not in metrics.tasks:
+        return None
+    score: float | None = getattr(metrics.tasks[task], name)
+    return score
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -146,27 +155,33 @@ def _pool(job: Job, root: Path, folder: Path) -> None:
                     stream.write(json.dumps(datasets.row(sample), ensure_ascii=False) + "\n")
 
 
-def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> dict[str, Any]:
+def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> Arm:
     """Train one arm; leave in `scratch` its last state, and its evaluations by facility."""
     os.environ[variables.PROGRESS] = os.devnull
+    # All data is on this machine, and so is what is measured on it.
+    os.environ[variables.MIN_VALIDATION_SAMPLES] = os.environ[variables.MIN_VALIDATION_TOKENS] = "1"
     by_round: list[dict[str, float]] = []
+    final: dict[str, Metrics] = {}
     with playing_every_facility(root):
-        for state, here in rounds(arm, scratch):
-            final = state.round == state.rounds
-            tasks = plan(state, job.facilities, job.local_steps, "evaluate")[1]
-            prompts = job.prompts if final and name == FEDERATED else ()
-            found = {
-                t.facility: evaluate(here / "global_model", t, job.training, prompts, match=final)
-                for t in tasks
-            }
-            metrics = {facility: record["metrics"] for facility, record in found.items()}
-            by_round.append({facility: m["loss"] for facility, m in metrics.items()})
-            shown = "  ".join(f"{f} {loss:.3f}" for f, loss in by_round[-1].items())
-            print(f"{name}  round {state.round}/{state.rounds}  loss {shown}", file=sys.stderr)
-    (here / STATE).rename(scratch / STATE)
-    for facility, record in found.items():
-        files.write_json(scratch / f"{facility}.json", record)
-    return {"rounds": by_round, "final": metrics}
+        for state, folder in rounds(arm, scratch):
+            last = state.round == state.rounds
+            prompts = job.prompts if last and name == FEDERATED else ()
+            for task in plan(
+                state, job.facilities, job.local_steps, job.training, "evaluate"
+            ).tasks:
+                measured = scratch / task.facility
+                shutil.rmtree(measured, ignore_errors=True)
+                measured.mkdir(parents=True)
+                model = folder / GLOBAL_MODEL
+                evaluation = evaluate(model, task, job.training, prompts, measured, match=last)
+                if evaluation.metrics is None:
+                    raise CrossFLError(f"{task.facility} has no metrics: {evaluation.reason}")
+                final[task.facility] = evaluation.metrics
+            by_round.append({facility: metrics.loss for facility, metrics in final.items()})
+            losses = "  ".join(f"{f} {loss:.3f}" for f, loss in by_round[-1].items())
+            print(f"{name}  round {state.round}/{state.rounds}  loss {losses}", file=sys.stderr)
+    (folder / STATE).rename(scratch / STATE)
+    return Arm(rounds=tuple(by_round), final=final)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,20 +4,24 @@ import argparse
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from crossfl.facility import place
-from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import aggregate
-from crossfl.steps.evaluate import FILE, evaluate
+from crossfl.protocol.layout import EVALUATION, GLOBAL_MODEL, STATE, UPDATE
+from crossfl.protocol.state import ServerState
+from crossfl.protocol.variables import DATA, FACILITY, PROMPTS
+from crossfl.protocol.variables import STATE as STATE_FOLDER
+from crossfl.server import state as server_state
+from crossfl.server.planning.fixed import plan
+from crossfl.server.rounds import Waiting, aggregate
+from crossfl.steps.evaluate import evaluate
 from crossfl.steps.initialise import initialise
-from crossfl.steps.plan import plan
 from crossfl.steps.report import report
-from crossfl.steps.train import UPDATE, train
-from crossfl.storage import manifest
-from crossfl.storage.files import write_json
+from crossfl.steps.train import train
+from crossfl.storage.files import check_vacant
 from crossfl.storage.job import Job
 
 
@@ -29,20 +33,21 @@ def simulate(job: Job, data: Path, out: Path) -> None:
         data: folder with one folder for each facility, which holds its datasets.
         out: folder to write into; rounds in progress are kept in a hidden folder there.
     """
-    manifest.check_vacant(out / "global_model")
+    check_vacant(out / GLOBAL_MODEL)
     out.mkdir(parents=True, exist_ok=True)
     with (
         playing_every_facility(data),
         tempfile.TemporaryDirectory(prefix=".rounds-", dir=out) as scratch,
     ):
-        here = [here for _, here in rounds(job, Path(scratch))][-1]
-        state, files = ServerState.load(here / "state"), []
-        for task in plan(state, job.facilities, job.local_steps, "evaluate")[1]:
-            files.append(_folder(here / "facilities" / task.facility) / FILE)
-            record = evaluate(here / "global_model", task, job.training, job.prompts)
-            write_json(files[-1], record)
-        report(here / "state", files, out)
-        (here / "global_model").rename(out / "global_model")
+        folder = [folder for _, folder in rounds(job, Path(scratch))][-1]
+        state, evaluations = server_state.load(folder / STATE), []
+        planned = plan(state, job.facilities, job.local_steps, job.training, "evaluate")
+        for task in planned.tasks:
+            facility = _folder(folder / "facilities" / task.facility)
+            evaluate(folder / GLOBAL_MODEL, task, job.training, job.prompts, facility)
+            evaluations.append(facility / EVALUATION)
+        report(folder / STATE, evaluations, out, allowances=planned.allowances)
+        (folder / GLOBAL_MODEL).rename(out / GLOBAL_MODEL)
 
 
 def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
@@ -50,32 +55,39 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
 
     The folder of a round is removed when the next one is done.
     """
-    here = _folder(scratch / "0")
-    start = (job.model, job.config, job.tokenizer, job.seed, job.rounds, job.aggregation)
-    initialise(*start, here, job.lora)
+    folder = _folder(scratch / "0")
+    first = (job.model, job.config, job.tokenizer, job.seed, job.rounds, job.aggregation)
+    initialise(*first, folder, job.lora)
     more = True
     while more:
-        before, state = here, ServerState.load(here / "state")
-        _, tasks = plan(state, job.facilities, job.local_steps, "train")
-        here = _folder(scratch / str(int(before.name) + 1))
+        before, state = folder, server_state.load(folder / STATE)
+        planned = plan(state, job.facilities, job.local_steps, job.training, "train")
+        folder = _folder(scratch / str(int(before.name) + 1))
         updates = []
-        for task in tasks:
-            folder = _folder(here / "facilities" / task.facility)
-            train(before / "global_model", task, job.training, folder)
-            updates.append(folder / UPDATE)
-        asked = {task.facility: task.local_steps for task in tasks}
-        more = aggregate(before / "global_model", before / "state", updates, here, asked=asked)
-        shutil.rmtree(here / "facilities")
+        for task in planned.tasks:
+            facility = _folder(folder / "facilities" / task.facility)
+            train(before / GLOBAL_MODEL, task, job.training, facility)
+            updates.append(facility / UPDATE)
+        outcome = aggregate(
+            before / GLOBAL_MODEL,
+            before / STATE,
+            updates,
+            folder,
+            time.time(),
+            allowances=planned.allowances,
+        )
+        more = isinstance(outcome, Waiting) or outcome.state.more(time.time())
+        shutil.rmtree(folder / "facilities")
         shutil.rmtree(before)
-        yield ServerState.load(here / "state"), here
+        yield outcome.state, folder
 
 
 @contextmanager
 def playing_every_facility(data: Path) -> Iterator[None]:
     """Let this process train for any facility, with data in a folder of each facility's name."""
-    before = {name: os.environ.get(name) for name in (place.FACILITY, place.DATA, place.STATE)}
+    before = {name: os.environ.get(name) for name in (FACILITY, DATA, STATE_FOLDER, PROMPTS)}
     with tempfile.TemporaryDirectory(prefix="crossfl-state-") as state:
-        os.environ.update({place.FACILITY: place.ANY, place.DATA: str(data), place.STATE: state})
+        os.environ.update({FACILITY: place.ANY, DATA: str(data), STATE_FOLDER: state, PROMPTS: "1"})
         try:
             yield
         finally:

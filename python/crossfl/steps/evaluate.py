@@ -9,22 +9,32 @@ from typing import Any
 from crossfl.facility import place
 from crossfl.learning import datasets, scoring
 from crossfl.observe.events import Progress
-from crossfl.protocol.records import Task, Training, add_flags, from_flags
-from crossfl.steps.train import add_failure_flag, check_base, reason_of
-from crossfl.storage import files
-
-FILE = "evaluation.json"
+from crossfl.protocol.flags import add_flags, from_flags
+from crossfl.protocol.layout import EVALUATION
+from crossfl.protocol.manifest import Completion, EvaluationManifest
+from crossfl.protocol.measurements import Metrics
+from crossfl.protocol.records import Task, Training
+from crossfl.protocol.text import printable
+from crossfl.steps import failure, outputs
+from crossfl.steps.train import LONGEST_REASON, check_base
+from crossfl.storage import manifest, signature
+from crossfl.storage.files import publish
 
 
 def evaluate(
-    model: Path, task: Task, training: Training, prompts: Sequence[str], match: bool = True
-) -> dict[str, Any]:
-    """The evaluation as one JSON-ready record. No sample of the facility is in it.
+    model: Path,
+    task: Task,
+    training: Training,
+    prompts: Sequence[str],
+    out: Path,
+    match: bool = True,
+) -> EvaluationManifest:
+    """Write `out/evaluation`, a manifest with the metrics, and return it.
 
     Where samples have a prompt, the model completes it, greedily. Exact match is the share of
     completions that are, character by character, those in the data; each task has the scores of
-    its own metric besides (`scoring`). Writing takes most of the time, and `match=False`
-    leaves it out. The completions recorded are those of `prompts`, which the job file names.
+    its own metric besides (`scoring`). Writing takes most of the time, and `match=False` leaves it
+    out. The completions recorded are those of `prompts`, which the job file names.
 
     Raises:
         CrossFLError: this is not the task's facility, or model or dataset are unfit.
@@ -34,51 +44,89 @@ def evaluate(
     with Progress(facility=task.facility) as progress:
         progress("load")
         check_base(model, task)
-        samples = datasets.read(folder, "valid")[: training.validation_samples]
-        kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
-
-        # They build models: what is cheap to refuse has been refused before.
-        from crossfl.learning.models.model import check_samples, complete, load, validate
-        from crossfl.learning.ranks import Parallel
-
-        network, tokenizer = load(model, training)
-        network = Parallel(training).spread(network)
-        check_samples(network, samples)
-        measured = validate(network, tokenizer, samples, training)
-        measured["samples"] = len(samples)
-        texts = [s for s in samples if isinstance(s, datasets.Text)]
-        prompted = [(s.prompt, s) for s in texts if s.prompt is not None]
-        if match and prompted and tokenizer:
-            written = complete(network, tokenizer, [p for p, _ in prompted], training)
-            pairs = list(zip(written, [s for _, s in prompted], strict=True))
-            right = sum(answer.strip() == sample.text.strip() for answer, sample in pairs)
-            measured["exact_match"] = right / len(prompted)
-            for name, metric in kinds.items():
-                if own := [(answer, s.text) for answer, s in pairs if s.task == name]:
-                    measured["tasks"][name] |= scoring.score(metric, own)
-        completions = complete(network, tokenizer, prompts, training) if tokenizer else []
+        metrics, completions, notices = _measure(model, folder, training, prompts, match)
+        for notice in notices:
+            progress("load", message=notice)
         seconds = time.monotonic() - begun
-        shares = {n: measured[n] for n in ("exact_match", "accuracy") if n in measured}
-        message = ", ".join(f"{n.replace('_', ' ')} {value:.3f}" for n, value in shares.items())
-        progress("evaluated", loss=measured["loss"], seconds=seconds, message=message)
-        return _record(task, "complete", None) | {
-            "metrics": measured,
-            "completions": [
-                {"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=False)
-            ],
-            "seconds": round(seconds, 3),
-        }
+        progress(
+            "evaluated",
+            loss=metrics.loss if metrics else None,
+            seconds=seconds,
+            message=_message(metrics),
+        )
+    with publish(out / EVALUATION) as directory:
+        evaluation = manifest.write(
+            directory,
+            EvaluationManifest(
+                **_heading(task),
+                status="complete",
+                reason=notices[0] if metrics is None else None,
+                metrics=metrics,
+                completions=completions,
+                seconds=round(seconds, 3),
+            ),
+        )
+        signature.sign(directory)
+    return evaluation
 
 
-def _record(task: Task, status: str, reason: str | None) -> dict[str, Any]:
+def absent(task: Task, reason: str, out: Path) -> EvaluationManifest:
+    """Write `out/evaluation` for a facility that did not evaluate: a manifest with the reason."""
+    with publish(out / EVALUATION) as directory:
+        shown = printable(reason, longest=LONGEST_REASON)
+        return manifest.write(
+            directory, EvaluationManifest(**_heading(task), status="absent", reason=shown)
+        )
+
+
+def _message(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return "metrics stay here"
+    shares = {"exact match": metrics.exact_match, "accuracy": metrics.accuracy}
+    return ", ".join(f"{n} {value:.3f}" for n, value in shares.items() if value is not None)
+
+
+def _heading(task: Task) -> dict[str, Any]:
+    """Whose evaluation it is, and of what."""
     return {
         "facility": task.facility,
+        "federation": task.federation,
         "dataset": task.dataset,
         "round": task.round,
         "model": task.base,
-        "status": status,
-        "reason": reason,
     }
+
+
+def _measure(
+    model: Path, folder: Path, training: Training, prompts: Sequence[str], match: bool
+) -> tuple[Metrics | None, tuple[Completion, ...], list[str]]:
+    """The metrics of a model, what it writes behind the prompts, and why either is not given."""
+    disclosure = place.disclosure()
+
+    # They build models: what is cheap to refuse has been refused before.
+    from crossfl.learning import evaluation
+    from crossfl.learning.models.loading import check_samples, load
+    from crossfl.learning.ranks import Parallel
+
+    samples = evaluation.validation_samples(folder, training, disclosure)
+    kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
+    network, tokenizer = load(model, training)
+    network = Parallel(training).wrap(network)
+    check_samples(network, samples)
+    validation = evaluation.Validation(samples, tokenizer, training, disclosure)
+    metrics = validation.measure(network)
+    prompted = [s for s in samples if isinstance(s, datasets.Text) and s.prompt is not None]
+    if match and metrics and prompted and tokenizer:
+        written = evaluation.complete(
+            network, tokenizer, [s.prompt or "" for s in prompted], training
+        )
+        least = disclosure.min_samples
+        metrics = scoring.score_completions(metrics, written, prompted, kinds, least)
+    completions, refusal = evaluation.complete_prompts(
+        network, tokenizer, prompts, training, disclosure
+    )
+    notices = [notice for notice in (validation.withheld, refusal) if notice]
+    return metrics, tuple(completions), notices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,18 +137,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", default=[], help="prompt to complete (repeat for each)"
     )
-    add_failure_flag(parser)
+    failure.add_flag(parser)
     add_flags(parser, Task)
     add_flags(parser, Training)
 
 
 def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
-    task, training, here = from_flags(args, Task), from_flags(args, Training), args.outdir
+    task, training = from_flags(args, Task), from_flags(args, Training)
     try:
         place.check_present()
-        record = evaluate(args.global_model, task, training, args.prompt)
+        evaluate(args.global_model, task, training, args.prompt, args.outdir)
     except Exception as error:
-        record = _record(task, "absent", reason_of(error, args.on_failure))
-    files.write_json(here / FILE, record)
-    files.write(here, evaluation=here / FILE)
+        absent(task, failure.reason_of(error, args.on_failure), args.outdir)
+    outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)

@@ -48,14 +48,14 @@ class Delta:
                 expected.add(part)
                 if part not in self.tensors:
                     raise CrossFLError(f"tensor {part!r} is missing")
-                found = self.tensors.file_of[part].entries[part]
+                entry = self.tensors.file_of[part].entries[part]
                 plain = isinstance(coding, Plain)
-                if found.dtype not in (FLOATS if plain else (dtype,)):
-                    raise CrossFLError(f"tensor {part!r} has dtype {found.dtype}")
+                if entry.dtype not in (FLOATS if plain else (dtype,)):
+                    raise CrossFLError(f"tensor {part!r} has dtype {entry.dtype}")
                 shape = parameter.shape if plain else (total,)
-                if found.shape != shape:
+                if entry.shape != shape:
                     raise CrossFLError(
-                        f"tensor {part!r} has shape {list(found.shape)} instead of {list(shape)}"
+                        f"tensor {part!r} has shape {list(entry.shape)} instead of {list(shape)}"
                     )
         if strange := sorted(set(self.tensors) - expected):
             raise CrossFLError(f"tensor {strange[0]!r} is not in the global model")

@@ -17,6 +17,7 @@ from streamflow.deployment.connector.local import LocalConnector as EngineLocalC
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.private import UMASK
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
@@ -26,7 +27,12 @@ from crossfl.storage.locks import acquire
 
 
 class LocalConnector(SafeCopies, EngineLocalConnector):
-    """The engine's, which copies nothing that a link leads out to."""
+    """The engine's; it follows no link that leads out, and makes folders for its user alone."""
+
+    async def deploy(self, external: bool) -> None:
+        """Give the engine, which makes the folders itself, and so its steps, our umask."""
+        os.umask(UMASK)
+        await super().deploy(external)
 
     @classmethod
     def get_schema(cls) -> str:

@@ -24,6 +24,7 @@ from streamflow.deployment.connector.queue_manager import QueueManagerConnector
 from streamflow.deployment.wrapper import get_inner_location
 from streamflow.log_handler import logger
 
+from crossfl.engine.private import PrivateFolders
 from crossfl.engine.recovery.registry import REGISTRY
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeStreams
@@ -102,7 +103,7 @@ class JobReport:
         return f"{self.state} ({', '.join(extra)})" if extra else self.state
 
 
-class QueueConnector(SafeStreams, QueueManagerConnector, ABC):
+class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
     """A queue manager whose jobs end as their scheduler says, and never outlive the run.
 
     Args:

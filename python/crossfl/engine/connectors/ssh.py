@@ -36,6 +36,7 @@ from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnect
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.private import UNDER_UMASK, PrivateFolders, heeding_umask
 from crossfl.engine.transfer import SafeStreams
 
 KEEPALIVE_SECONDS = 15
@@ -251,7 +252,7 @@ class Upload(SSHStreamWriterWrapperContextManager):
             )
 
 
-class SSHConnector(StandsIn, SafeStreams, EngineSSHConnector):
+class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
     """Hosts reached over SSH.
 
     Args:
@@ -315,7 +316,7 @@ class SSHConnector(StandsIn, SafeStreams, EngineSSHConnector):
     ) -> Upload:
         return Upload(
             connector=self,
-            command=command,
+            command=[*UNDER_UMASK, *heeding_umask(command)],
             environment=location.environment,
             ssh_context_factory=self._get_ssh_context_factory(location),
         )

@@ -103,7 +103,7 @@ class Energy:
 
 def _read_packages() -> dict[str, tuple[float, float]]:
     """Joules counted by each CPU package, and at how many the count begins anew."""
-    found = {}
+    packages = {}
     for folder in sorted(POWERCAP.glob("intel-rapl:[0-9]*")):
         if folder.name.count(":") == 1:
             try:
@@ -113,5 +113,5 @@ def _read_packages() -> dict[str, tuple[float, float]]:
                 )
             except (OSError, ValueError):
                 return {}
-            found[folder.name] = (now, wrap)
-    return found
+            packages[folder.name] = (now, wrap)
+    return packages

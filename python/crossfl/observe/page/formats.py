@@ -30,9 +30,17 @@ def number(value: object, form: str = ",") -> str:
     return format(value if isinstance(value, int) else real, form)
 
 
-def size(count: object) -> str:
+def count(value: object) -> str:
+    """A count of things, in billions from ten billion on."""
+    real = _real(value)
+    if real is None or not 1e10 <= real < LARGEST_WHOLE:
+        return number(value)
+    return f"{real / 1e9:,.1f} billion"
+
+
+def size(amount: object) -> str:
     """Bytes in decimal units, three digits."""
-    real = _real(count)
+    real = _real(amount)
     if real is None:
         return MISSING
     power = 0

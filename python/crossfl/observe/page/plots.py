@@ -2,23 +2,40 @@
 
 import html
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from crossfl.server.state import ServerState
+from crossfl.observe.page import overview as summed
+from crossfl.observe.page.evaluations import Evaluations
+from crossfl.observe.page.overview import Overview
+from crossfl.protocol.measurements import PhaseSeconds
+from crossfl.protocol.state import ServerState
+from crossfl.protocol.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-PHASES = {"queue": 0.0, "load": 0.25, "evaluate": 0.45, "train": 1.0, "save": 0.7}
+PHASES = dict(zip(summed.PHASES, (0.0, 0.25, 0.45, 1.0, 0.7), strict=True))
 """Phases of an update in the order they happen, and how opaque each is drawn; 0 is an outline."""
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★", "P": "✚"}
 """What tells facilities apart in grey: a marker of matplotlib, and the character like it."""
 COLOURS = 8
 """Facility colours, `--c0` and on, that the page defines for light and for dark."""
-MOST_BARS = 72
-"""More facilities times rounds than this, and the plot of times sums over the rounds."""
+MOST_DRAWN = 64
+"""Facilities that are drawn."""
+MOST_MARKERS = 40
+"""Markers on one line, about."""
+MOST_MARKED = 16
+"""Facilities up to which lines have markers; more are drawn thinner, with a marker at their end."""
+LONGEST_NAME = 24
+"""Characters of a facility's name on an axis."""
+DECIMALS = 4
+"""Of a loss: what facilities give is no finer."""
+WIDTH, HEIGHT, LINE = 9.6, 3.4, 0.19
+"""Of a figure, and of a line of it, in inches."""
 UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 INK, RULE, PAPER = "#0000e0", "#0000e1", "#0000e2"
@@ -49,97 +66,147 @@ def key(i: int) -> dict[str, Any]:
 
 
 def draw(
-    state: ServerState, evaluation: dict[str, Any], names: Sequence[str]
+    overview: Overview, state: ServerState, evaluations: Evaluations, names: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
-    """The name and the SVG element of each plot; without a finished round, none."""
-    if not state.history:
+    """The name and the SVG element of each plot; without a finished round, none.
+
+    Args:
+        overview: of the history.
+        state: the state after the last round.
+        evaluations: of the final model.
+        names: all facilities, in the order of their colours; the first `MOST_DRAWN` are drawn.
+    """
+    if overview.last is None:
         return
     import matplotlib
     from matplotlib.figure import Figure
+
+    drawn = names[:MOST_DRAWN]
+    with matplotlib.rc_context({"font.size": 10, **STYLE}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
+        description = _draw_losses(_axes(figure), overview, state, evaluations, drawn)
+        yield "loss", _svg(figure, "loss", description)
+        if overview.times is not None:
+            figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
+            description = _draw_times(_axes(figure), overview.times, state, drawn)
+        else:
+            height = max(HEIGHT, 1.0 + LINE * len(drawn))
+            figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
+            description = _draw_summed_times(_axes(figure, "x"), overview, drawn)
+        yield "time", _svg(figure, "time", description)
+
+
+def _axes(figure: "Figure", grid: Literal["x", "y"] = "y") -> "Axes":
     from matplotlib.ticker import MaxNLocator
 
-    for name, plot in {"loss": _loss, "time": _time}.items():
-        with matplotlib.rc_context({"font.size": 10, **STYLE}):
-            figure = Figure(figsize=(9.6, 3.4), layout="constrained", facecolor="none")
-            axes = figure.add_subplot()
-            axes.xaxis.set_major_locator(
-                MaxNLocator(16, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10))
-            )
-            axes.grid(axis="y", linewidth=0.8)
-            axes.tick_params(which="both", length=0)
-            description = plot(axes, state, evaluation, names)
-            stream = io.StringIO()
-            figure.savefig(stream, format="svg", metadata={"Date": None})
-        yield name, _inline(stream.getvalue(), name, description)
+    axes = figure.add_subplot()
+    if grid == "y":
+        axes.xaxis.set_major_locator(
+            MaxNLocator(16, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10))
+        )
+    axes.grid(axis=grid, linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    return axes
 
 
-def _loss(
-    axes: "Axes", state: ServerState, evaluation: dict[str, Any], names: Sequence[str]
+def _draw_losses(
+    axes: "Axes",
+    overview: Overview,
+    state: ServerState,
+    evaluations: Evaluations,
+    names: Sequence[str],
 ) -> str:
     from matplotlib.ticker import LogLocator
 
-    said, every = [], []
+    parts, all_losses = [], []
+    rounds = [*overview.points, state.round]
+    if len(names) <= MOST_MARKED:
+        width, end, marked = 1.8, 11.0, range(0, len(rounds), 1 + len(rounds) // MOST_MARKERS)
+    else:
+        width, end, marked = 0.8, 6.0, range(0)
     for i, name in enumerate(names):
-        received = [_measured(h["facilities"].get(name, {})) for h in state.history]
-        evaluated = evaluation["facilities"].get(name, {}).get("metrics") or {}
-        final = float(evaluated.get("loss", "nan"))
+        facility = overview.facilities.get(name)
+        received = facility.losses if facility else [math.nan] * len(overview.points)
+        metrics = evaluations[name].metrics if name in evaluations else None
+        losses = [round(x, DECIMALS) for x in (*received, metrics.loss if metrics else math.nan)]
         look: dict[str, Any] = {
             "color": f"#0000f{i % COLOURS}",
             "marker": list(MARKERS)[i % len(MARKERS)],
             "markeredgecolor": PAPER,
             "markeredgewidth": 0.6,
         }
-        every_th = 1 + state.round // 40
-        axes.plot(
-            range(state.round + 1), [*received, final], lw=1.8, ms=6, markevery=every_th, **look
-        )
-        axes.plot([state.round], [final], ms=11, clip_on=False, zorder=3, **look)
-        known = [loss for loss in (*received, final) if loss == loss]
-        every += known
+        axes.plot(rounds, losses, lw=width, ms=6, markevery=list(marked), **look)
+        axes.plot(rounds[-1:], losses[-1:], ms=end, clip_on=False, zorder=3, **look)
+        known = [loss for loss in losses if not math.isnan(loss)]
+        all_losses += known
         if known:
-            said.append(f"{name} from {known[0]:.4g} to {known[-1]:.4g}")
-    if every and min(every) > 0 and max(every) > 10 * min(every):
+            parts.append(f"{name} from {known[0]:.4g} to {known[-1]:.4g}")
+    if all_losses and min(all_losses) > 0 and max(all_losses) > 10 * min(all_losses):
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("model after round")
     axes.set_ylabel("loss, nats per token")
-    return "Validation loss by facility and round: " + "; ".join(said)
+    return "Validation loss by facility and round: " + "; ".join(parts)
 
 
-def _measured(update: dict[str, Any]) -> float:
-    return float(update.get("metrics", {}).get("validation", {}).get("loss", "nan"))
-
-
-def _time(
-    axes: "Axes", state: ServerState, evaluation: dict[str, Any], names: Sequence[str]
+def _draw_times(
+    axes: "Axes",
+    times: Sequence[tuple[int, str, PhaseSeconds]],
+    state: ServerState,
+    names: Sequence[str],
 ) -> str:
-    spent = [[h["facilities"].get(n, {}).get("seconds", {}) for h in state.history] for n in names]
-    summed = len(names) * state.round > MOST_BARS
-    if summed:
-        spent = [[{p: sum(s.get(p, 0.0) for s in each) for p in PHASES}] for each in spent]
-    longest = max(sum(s.values()) for each in spent for s in each)
-    unit, label = next(u for u in UNITS if longest > u[0] * 2 or u[0] == 1)
-    width = 0.66 if summed else min(0.8 / len(names), 0.3)
-    for i, each in enumerate(spent):
-        for round_, seconds in enumerate(each, 1):
-            x = i if summed else round_ + (i - (len(names) - 1) / 2) * width
-            base = 0.0
-            for phase, opacity in PHASES.items():
-                if height := seconds.get(phase, 0.0) / unit:
-                    colour = f"#0000f{i % COLOURS}"
-                    look: dict[str, Any] = {"facecolor": colour, "alpha": opacity}
-                    if not opacity:
-                        look = {"facecolor": "none", "edgecolor": colour, "linewidth": 0.9}
-                    axes.bar(x, height, width * 0.86, base, **look)
-                    base += height
+    """A bar for each update, beside those of its round."""
+    scale, label = _unit(max((seconds.total for _, _, seconds in times), default=0.0))
+    width = min(0.8 / max(len(names), 1), 0.3)
+    for number, name, seconds in times:
+        i = names.index(name)
+        x, base = number + (i - (len(names) - 1) / 2) * width, 0.0
+        for phase in PHASES:
+            height = getattr(seconds, phase) / scale
+            if height:
+                axes.bar(x, height, width * 0.86, base, **_paint(i, phase))
+            base += height
     axes.set_ylabel(label)
-    if summed:
-        axes.set_xticks(range(len(names)), names)
-        return f"Time by phase and facility, all rounds together, in {label}"
     axes.set_xlim(0.4, state.round + 0.6)
     axes.set_xlabel("round")
     return f"Time by phase, facility and round, in {label}; the table of rounds has the numbers"
+
+
+def _draw_summed_times(axes: "Axes", overview: Overview, names: Sequence[str]) -> str:
+    """A bar for each facility, all rounds together."""
+    known = {n: overview.facilities[n].seconds for n in names if n in overview.facilities}
+    scale, label = _unit(max((sum(seconds.values()) for seconds in known.values()), default=0.0))
+    for i, name in enumerate(names):
+        base = 0.0
+        for phase in PHASES:
+            length = known[name][phase] / scale if name in known else 0.0
+            if length:
+                axes.barh(i, length, 0.66, base, **_paint(i, phase))
+            base += length
+    axes.set_xlabel(label)
+    axes.set_yticks(range(len(names)), [printable(name, longest=LONGEST_NAME) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    return f"Time by phase and facility, all rounds together, in {label}"
+
+
+def _unit(longest: float) -> tuple[int, str]:
+    """Seconds in the unit that suits the longest bar, and its name."""
+    return next(unit for unit in UNITS if longest > unit[0] * 2 or unit[0] == 1)
+
+
+def _paint(i: int, phase: str) -> dict[str, Any]:
+    """How a phase of facility number i is filled."""
+    colour = f"#0000f{i % COLOURS}"
+    if not PHASES[phase]:
+        return {"facecolor": "none", "edgecolor": colour, "linewidth": 0.9}
+    return {"facecolor": colour, "alpha": PHASES[phase]}
+
+
+def _svg(figure: "Figure", name: str, description: str) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return _inline(stream.getvalue(), name, description)
 
 
 def _inline(svg: str, name: str, description: str) -> str:

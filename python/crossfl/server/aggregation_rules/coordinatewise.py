@@ -20,7 +20,7 @@ def median(deltas: list[Tensor], num_byzantine: int) -> Tensor:
 
 
 def trimmed_mean(deltas: list[Tensor], num_byzantine: int) -> Tensor:
-    """The mean without the `num_byzantine` smallest and as many largest values at each coordinate."""
+    """The mean without the smallest and the largest `num_byzantine` values at each coordinate."""
     middle = _sorted(deltas)[num_byzantine : len(deltas) - num_byzantine]
     total = middle[0].clone()
     for values in middle[1:]:

@@ -1,8 +1,8 @@
 """FedNova: a facility that took more steps does not pull the objective towards its own.
 
-Wang et al. 2020, https://arxiv.org/abs/2007.07481. With τᵢ local steps, Δ = τ̄ Σ pᵢΔᵢ/τᵢ, τ̄ = Σ pᵢτᵢ.
-An update of fewer steps than were asked for counts as one of a quarter of them at least: who claims
-few steps has a coefficient of at most four times its own.
+Wang et al. 2020, https://arxiv.org/abs/2007.07481. With τᵢ local steps, Δ = τ̄ Σ pᵢΔᵢ/τᵢ, where
+τ̄ = Σ pᵢτᵢ. An update of fewer steps than were asked for counts as one of a quarter of them at
+least, so that nobody multiplies its delta by claiming few steps.
 """
 
 from crossfl.server.aggregation_rules.statistics import UpdateStatistics

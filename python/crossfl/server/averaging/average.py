@@ -1,9 +1,9 @@
 """The numbers of a round: updates, master weights and slots in; next model and next state out.
 
-Everything is walked in pieces: the deltas are decoded, measured and combined, the server optimizer applied
-and the result written, a span at a time; what is read and written is hashed behind that. Inputs are
-memory maps, so what is held is a few spans of output. What is not summed as it lies in its file is
-worked through cell by cell (`encodings.CELL`), so that it, too, does not grow with the
+Everything is walked in pieces: the deltas are decoded, measured and combined, the server optimizer
+is applied and the result written, a span at a time; what is read and written is hashed behind that.
+Inputs are memory maps, so what is held is a few spans of output. What is not summed as it lies in
+its file is worked through cell by cell (`encodings.CELL`), so that it, too, does not grow with the
 number of updates.
 """
 
@@ -70,8 +70,8 @@ class PieceResult:
 class Averaging:
     """The average of one round: first `weigh`, then `write`.
 
-    Both raise `UpdatesRefused` where the numbers of an update are not those of its manifest, not finite,
-    or too large.
+    Both raise `UpdatesRefused` where the numbers of an update are not those of its manifest, not
+    finite, or too large.
 
     Args:
         folder: server state of the round (directory).
@@ -182,12 +182,12 @@ class Averaging:
         infinite: list[str] = []
 
         def measured(walked: Iterator[tuple[Piece, PieceResult]]) -> Iterator[Piece]:
-            for piece, done in walked:
-                for cell in done.squares:
+            for piece, outcome in walked:
+                for cell in outcome.squares:
                     squares[:] = map(operator.add, squares, cell)
-                for products in done.products:
+                for products in outcome.products:
                     self._products += products
-                if not done.finite:
+                if not outcome.finite:
                     infinite.append(piece.name)
                 yield piece
 
@@ -214,26 +214,26 @@ class Averaging:
 
     def _survey(self, piece: Piece) -> PieceResult:
         """Inner products of the updates."""
-        done = PieceResult()
+        outcome = PieceResult()
         if not piece.file.entries[piece.name].dtype.is_floating_point:
-            return done
+            return outcome
         for start, count in piece.spans(CELL):
             deltas, broken = self._deltas(piece.name, start, count)
             products = torch.zeros_like(self._products)
             for first in range(0, count, NARROW):
                 rows = torch.stack([d[first : first + NARROW].double() for d in deltas])
                 products += rows @ rows.T
-            done.products.append(products)
-            done.measure([products.diagonal().tolist()], broken)
-        return done
+            outcome.products.append(products)
+            outcome.measure([products.diagonal().tolist()], broken)
+        return outcome
 
     def _step(self, piece: Piece) -> PieceResult:
         """The next model and what the server remembers with it."""
-        name, targets, done = piece.name, self._targets(piece), PieceResult()
+        name, targets, outcome = piece.name, self._targets(piece), PieceResult()
         dtype = piece.file.entries[name].dtype
         if not dtype.is_floating_point:
             targets[MODEL].put(name, piece.start, piece.file.span(name, piece.start, piece.count))
-            return done
+            return outcome
         whole = self._whole_sum(piece)
         dtypes = [dtype if slot == MODEL else torch.float32 for slot in targets]
         with self._buffers.lent([torch.float32, *dtypes]) as (combined, *results):
@@ -244,16 +244,16 @@ class Averaging:
                     part = slice(cell - start, cell - start + length)
                     delta = combined[part]
                     if not whole:
-                        delta = self._combined(name, cell, length, delta, done)
+                        delta = self._combined(name, cell, length, delta, outcome)
                     next_ = self._applied(name, cell, delta)
                     for slot, result in zip(targets, results, strict=True):
                         result[part].copy_(next_[slot])
                 for writer, result in zip(targets.values(), results, strict=True):
-                    done.finite &= _is_finite(result[:count])
+                    outcome.finite &= _is_finite(result[:count])
                     writer.put(name, start, result[:count])
         if whole:
-            done.measure(whole.squares())
-        return done
+            outcome.measure(whole.squares())
+        return outcome
 
     def _applied(self, name: str, start: int, delta: Tensor) -> dict[str, Tensor]:
         """The server optimizer's step for a cell, by slot: all it needs is in the nearest cache."""
@@ -270,13 +270,13 @@ class Averaging:
         return WeightedSum(deltas, self.coefficients)
 
     def _combined(
-        self, name: str, start: int, count: int, out: Tensor, done: PieceResult
+        self, name: str, start: int, count: int, out: Tensor, outcome: PieceResult
     ) -> Tensor:
         """The combined delta of a cell, fp32 [count], in `out` or not; the updates are measured."""
         deltas, broken = self._deltas(name, start, count)
         total = WeightedSum(deltas, self.coefficients)
         total.into(out)
-        done.measure(total.squares(), broken)
+        outcome.measure(total.squares(), broken)
         if coordinatewise := self._rule.coordinatewise:
             return coordinatewise([d.float() for d in deltas], self._num_byzantine)
         return out

@@ -1,0 +1,70 @@
+"""The scheduler's clock: how long this job queued, and when it will be ended."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+
+def seconds_in_queue() -> float:
+    """Seconds between submission and start of this job by its scheduler's clock; 0 without one."""
+    times = _times()
+    if times.submitted is None or times.started is None:
+        return 0.0
+    return max(0.0, (times.started - times.submitted).total_seconds())
+
+
+def job_end() -> float | None:
+    """When the scheduler will end this job, in seconds since 1970; None if it does not say."""
+    if stated := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(stated) if stated.isdecimal() else None
+    end = _times().end
+    return None if end is None else end.timestamp()
+
+
+class Times(NamedTuple):
+    """What a scheduler says of a job, on its own clock and in its own time zone."""
+
+    submitted: datetime | None = None
+    started: datetime | None = None
+    end: datetime | None = None
+
+
+def _times() -> Times:
+    if job := os.environ.get("SLURM_JOB_ID"):
+        shown = _output("scontrol", "show", "job", "--oneliner", job)
+        dates = dict(re.findall(r"(SubmitTime|StartTime|EndTime)=(\S+)", shown))
+        return Times(*(_date(dates.get(k)) for k in ("SubmitTime", "StartTime", "EndTime")))
+    if job := os.environ.get("PBS_JOBID"):
+        try:
+            entry = json.loads(_output("qstat", "-f", "-F", "json", job))["Jobs"][job]
+        except (KeyError, ValueError):
+            return Times()
+        submitted, started = _date(entry.get("ctime")), _date(entry.get("stime"))
+        limit = re.fullmatch(
+            r"(\d+):(\d+):(\d+)", str(entry.get("Resource_List", {}).get("walltime"))
+        )
+        if started is None or limit is None:
+            return Times(submitted, started)
+        hours, minutes, seconds = map(int, limit.groups())
+        length = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        return Times(submitted, started, started + length)
+    return Times()
+
+
+def _date(text: object) -> datetime | None:
+    """A date as Slurm (ISO 8601) or PBS (like `date`) writes it; None for any other word."""
+    for pattern in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(str(text), pattern)
+    return None
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

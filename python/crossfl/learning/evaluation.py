@@ -1,0 +1,258 @@
+"""The model on data: its loss on a batch, its metrics on a validation split, what it writes."""
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from crossfl.facility.place import Disclosure
+from crossfl.learning import datasets
+from crossfl.learning.batching import Batch, batch_of
+from crossfl.learning.datasets import (
+    IGNORED,
+    Encoded,
+    Image,
+    Sample,
+    Samples,
+    encode,
+    encode_prompt,
+)
+from crossfl.learning.disclosure import Span, groups_of, measured_length, rounded, usable, withheld
+from crossfl.learning.ranks import Parallel
+from crossfl.protocol.manifest import Completion
+from crossfl.protocol.measurements import Metrics
+from crossfl.protocol.records import Training
+from crossfl.protocol.variables import PROMPTS
+
+
+def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [predictions, classes] and targets [predictions] of a batch.
+
+    A token is predicted from those before it; an image has one prediction.
+    """
+    if batch.inputs.is_floating_point():
+        return model(pixel_values=batch.inputs).logits, batch.labels
+    placed = {} if batch.positions is None else {"position_ids": batch.positions}
+    logits_BLV = model(input_ids=batch.inputs, use_cache=False, **placed).logits
+    # Moving the labels, and not the logits, spares a copy of the largest tensor there is.
+    next_BL = nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+    return logits_BLV.flatten(0, 1), next_BL.flatten()
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy in nats summed over what has a label."""
+    return _cross_entropy(*predict(model, batch))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(
+        logits.float(), targets, ignore_index=IGNORED, reduction="sum"
+    )
+
+
+class _Sums(NamedTuple):
+    """Sums over predictions, from which the metrics follow."""
+
+    samples: int = 0
+    nats: float = 0.0
+    tokens: int = 0
+    right: int = 0
+    bytes: int | None = None
+    """UTF-8 bytes of the text that is predicted; of images, None."""
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics as the manifest has them, rounded."""
+        mean = {"loss": self.nats / self.tokens}
+        if self.bytes is None:
+            mean["accuracy"] = self.right / self.tokens
+        else:
+            mean["perplexity"] = math.exp(min(mean["loss"], 700.0))
+        if self.bytes:
+            mean["bits_per_byte"] = self.nats / math.log(2) / self.bytes
+        return rounded(mean) | {"tokens": self.tokens, "samples": self.samples}
+
+
+def validation_samples(dataset: Path, training: Training, disclosure: Disclosure) -> Samples:
+    """The samples of a dataset that are measured: the first of its validation split.
+
+    Raises:
+        CrossFLError: the dataset cannot be read.
+    """
+    samples = datasets.read(dataset, "valid")
+    count = usable(len(samples), training.validation_samples, disclosure.min_samples)
+    return Samples(samples[:count], samples.bad)
+
+
+class Validation:
+    """A facility's validation data, cut down to what its metrics may tell of it.
+
+    Samples are grouped by task; tasks too small go together with the samples that name none. Each
+    group is measured up to a sequence length that no few samples reach alone
+    (`crossfl.learning.disclosure`).
+
+    Args:
+        samples: those of the validation split that are used.
+        tokenizer: the model's; of an image classifier, None.
+        training: how long samples are, and how many go through the model at once.
+        disclosure: of how many samples and tokens metrics may leave.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        tokenizer: PreTrainedTokenizerBase | None,
+        training: Training,
+        disclosure: Disclosure,
+    ) -> None:
+        self._tokenizer, self._training = tokenizer, training
+        self._groups: dict[str | None, list[Encoded | Image]] = {}
+        floor = disclosure.min_samples
+
+        def is_large(group: Sequence[tuple[Encoded | Image, Span]]) -> bool:
+            return len(group) >= floor and enough(group, sys.maxsize)
+
+        def enough(group: Sequence[tuple[Encoded | Image, Span]], length: int) -> bool:
+            texts = [span.until(length) for sample, span in group if isinstance(sample, Encoded)]
+            return not texts or sum(texts) >= disclosure.min_tokens
+
+        encoded = [(s.task, encode(s, tokenizer, sys.maxsize)) for s in samples]
+        spans = [(task, (sample, _span(sample))) for task, sample in encoded]
+        predicted = [(task, item) for task, item in spans if item[1].until(sys.maxsize)]
+        for task, group in groups_of(predicted, is_large).items():
+            length = measured_length([s for _, s in group], training.sequence_length, floor)
+            if is_large(group) and enough(group, length):
+                self._groups[task] = [_cut(sample, length) for sample, _ in group]
+        self.withheld = None if self._groups else withheld(disclosure)
+        """Why no metric may leave; None where they may."""
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, parallel: Parallel | None = None) -> Metrics | None:
+        """Metrics over all groups; under `tasks`, those of each task. None where none may leave.
+
+        `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens` of text; `loss`,
+        `accuracy` and `tokens`, one for each, of images. The bytes are those of the text predicted,
+        in UTF-8: not of prompts, and not of what the sequence length cuts off. The end-of-sequence
+        token, which has no bytes, counts in the loss. Each rank takes its share of the samples.
+        """
+        if not self._groups:
+            return None
+        was_training = model.training
+        model.eval()
+        parallel = parallel or Parallel(self._training)
+        sums = {task: self._sums(model, group, parallel) for task, group in self._groups.items()}
+        model.train(was_training)
+        tasks = {t: s.metrics() for t, s in sums.items() if t is not None}
+        total = _total(sums.values()).metrics()
+        return Metrics.parse(total | {"tasks": dict(sorted(tasks.items()))})
+
+    def _sums(
+        self, model: nn.Module, group: Sequence[Encoded | Image], parallel: Parallel
+    ) -> _Sums:
+        texts = [sample for sample in group if isinstance(sample, Encoded)]
+        ordered = sorted(group, key=_length)  # little padding; the sum is the same
+        nats, tokens, right = 0.0, 0, 0
+        size = (self._training.micro_batch or self._training.batch_size) * parallel.number
+        for start in range(0, len(ordered), size):
+            mine = ordered[start : start + size][parallel.rank :: parallel.number]
+            # Ranks that hold shards have to go through the model together, even without a sample.
+            batch = batch_of([[sample] for sample in mine or ordered[:1]], parallel.device)
+            with parallel.autocast():
+                logits, targets = predict(model, batch if mine else batch.blank())
+            nats += _cross_entropy(logits, targets).item()
+            tokens += int((targets != IGNORED).sum())
+            right += int((logits.argmax(-1) == targets).sum())
+        nats, tokens, right = parallel.gather(nats, tokens, right).sum(0).tolist()
+        tokenizer = self._tokenizer
+        text = sum(_bytes(t, tokenizer) for t in texts) if texts and tokenizer else None
+        return _Sums(len(group), nats, int(tokens), int(right), text)
+
+
+def _total(parts: Iterable[_Sums]) -> _Sums:
+    samples, nats, tokens, right, texts = zip(*parts, strict=True)
+    text = None if None in texts else sum(texts)
+    return _Sums(sum(samples), sum(nats), sum(tokens), sum(right), text)
+
+
+def _span(sample: Encoded | Image) -> Span:
+    """The positions that are predicted: an image has one, a text those behind its prompt."""
+    if isinstance(sample, Image):
+        return Span(0, 1)
+    ignored = sum(label == IGNORED for label in sample.labels)
+    return Span(max(1, ignored), len(sample.ids))
+
+
+def _cut(sample: Encoded | Image, length: int) -> Encoded | Image:
+    return sample if isinstance(sample, Image) else Encoded(*(part[:length] for part in sample))
+
+
+def _length(sample: Encoded | Image) -> int:
+    return len(sample.ids) if isinstance(sample, Encoded) else 0
+
+
+def _bytes(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> int:
+    """UTF-8 bytes of the text that is predicted: the first token is not, having none before it."""
+    predicted = [label for label in sample.labels[1:] if label != IGNORED]
+    text = tokenizer.decode(predicted, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(str(text).encode())
+
+
+def complete_prompts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: Sequence[str],
+    training: Training,
+    disclosure: Disclosure,
+) -> tuple[list[Completion], str | None]:
+    """Completions of the job's prompts, where the facility allows them; or none, and why.
+
+    A model that has learnt a sample by heart writes it behind a prompt that begins like it.
+    """
+    if not prompts or tokenizer is None:
+        return [], None
+    if not disclosure.prompts:
+        return [], f"the job's prompts are not completed here: {PROMPTS} is not 1"
+    texts = complete(model, tokenizer, prompts, training)
+    pairs = zip(prompts, texts, strict=True)
+    return [Completion(prompt=prompt, completion=text) for prompt, text in pairs], None
+
+
+@torch.no_grad()
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    training: Training,
+) -> list[str]:
+    """Greedy completions of the prompts, without the end-of-sequence token."""
+    device = next(model.parameters()).device
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    texts: dict[int, str] = {}
+    by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(by_length), training.batch_size):
+        rows = by_length[start : start + training.batch_size]
+        longest = max(len(encoded[i]) for i in rows)
+        ids_BL = torch.full((len(rows), longest), pad or 0)
+        mask_BL = torch.zeros_like(ids_BL)
+        for row, i in enumerate(rows):
+            ids_BL[row, longest - len(encoded[i]) :] = torch.tensor(encoded[i])
+            mask_BL[row, longest - len(encoded[i]) :] = 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out_BL = model.generate(  # type: ignore[operator]
+                input_ids=ids_BL.to(device),
+                attention_mask=mask_BL.to(device),
+                max_new_tokens=training.max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        for row, i in enumerate(rows):
+            texts[i] = str(tokenizer.decode(out_BL[row, longest:], skip_special_tokens=True))
+    return [texts[i] for i in range(len(prompts))]

@@ -1,0 +1,168 @@
+"""Loading a model from a checkpoint: a causal language model, or an image classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from crossfl.errors import CrossFLError
+from crossfl.learning import lora
+from crossfl.learning.datasets import Image, Sample
+from crossfl.learning.models import vision
+from crossfl.protocol.records import Training
+from crossfl.storage.model_folder import ModelFolder
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+vision.register()
+
+MOST_TASKS = 64
+"""Tasks that a dataset may name."""
+
+
+def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """The model in fp32 and its tokenizer, from a verified model folder.
+
+    An image classifier has no tokenizer. An adapter comes on its base, as this machine holds it.
+
+    Raises:
+        CrossFLError: they cannot be loaded, or do not take samples of `sequence_length`.
+    """
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    folder = ModelFolder.received(directory, only=())
+    base = ModelFolder.own(lora.base_of(directory)) if folder.is_adapter else None
+    # Weights that do not learn need no more digits than the arithmetic; shards are of one dtype.
+    halved = base and training.precision == "bf16" and training.sharding == "none"
+    dtype = torch.bfloat16 if halved else torch.float32
+    model = load_weights(base or folder, dtype, training.attention)
+    if base:
+        model = lora.load(model, directory)
+    if training.activation_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise CrossFLError(
+                f"training.activation_checkpointing: the model in {directory} cannot; leave it out"
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if classifies_images(model.config):
+        return model, None
+    with folder.view() as view:
+        tokenizer = load_tokenizer(view, directory)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and training.sequence_length > longest:
+        raise CrossFLError(
+            f"training.sequence_length is {training.sequence_length}: the model in {directory} "
+            f"takes at most {longest} tokens (max_position_embeddings)"
+        )
+    return model, tokenizer
+
+
+def classifies_images(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of an image classifier, and not of a causal language model."""
+    named = (config.architectures or [""])[0]
+    if named.endswith(("ForCausalLM", "ForImageClassification")):
+        return named.endswith("ForImageClassification")
+    mapping = AutoModelForImageClassification._model_mapping
+    return type(config) in mapping and type(config) not in AutoModelForCausalLM._model_mapping
+
+
+def kind_of(config: PreTrainedConfig) -> type[Any]:
+    """The class that makes a model of a configuration."""
+    return AutoModelForImageClassification if classifies_images(config) else AutoModelForCausalLM
+
+
+def load_tokenizer(view: Path, directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a private view of a folder; the folder is named where that fails.
+
+    Raises:
+        CrossFLError: it cannot be loaded.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            view, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # libraries raise whatever a damaged file makes them
+        raise _unfit("tokenizer", directory, view, error) from None
+    return tokenizer
+
+
+def _unfit(what: str, directory: Path, view: Path, error: Exception) -> CrossFLError:
+    message = str(error).replace(str(view), str(directory)) or type(error).__name__
+    return CrossFLError(f"the {what} in {directory} cannot be loaded: {message}")
+
+
+def load_weights(
+    folder: ModelFolder, dtype: torch.dtype | str, attention: str = "auto"
+) -> PreTrainedModel:
+    """A causal language model or image classifier, all of its weights from safetensors files.
+
+    Attention is computed as named; `auto` is the best that model and machine have.
+
+    Raises:
+        CrossFLError: a weight is missing or of another shape, or the files are no such model.
+    """
+    directory = folder.path
+    with folder.view() as view:
+        try:
+            config = AutoConfig.from_pretrained(
+                view, local_files_only=True, trust_remote_code=False
+            )
+            loaded: Any = kind_of(config).from_pretrained(
+                view,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                attn_implementation=None if attention == "auto" else attention,
+            )
+        except Exception as error:  # libraries raise whatever a damaged file makes them
+            raise _unfit("model", directory, view, error) from None
+    model, found = cast("tuple[PreTrainedModel, dict[str, set[Any]]]", loaded)
+    if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise CrossFLError(
+            f"the model in {directory} lacks {lacking[0]} (and {len(lacking) - 1} more): "
+            "its weights and its config.json are not of one model"
+        )
+    # Completions are greedy, whatever generation_config.json came with the model.
+    if model.can_generate():
+        model.generation_config = GenerationConfig()
+    return model
+
+
+def check_samples(model: nn.Module, samples: Sequence[Sample]) -> None:
+    """Check that the model takes these samples: text, or images of one shape in its classes.
+
+    Tasks must be few, as their names and metrics leave the facility.
+
+    Raises:
+        CrossFLError: it does not.
+    """
+    config = cast("PreTrainedModel", model).config
+    images = [sample for sample in samples if isinstance(sample, Image)]
+    wanted = "images" if classifies_images(config) else "text"
+    if len(images) != (len(samples) if wanted == "images" else 0):
+        raise CrossFLError(f"the model takes {wanted}, and the dataset holds something else")
+    if (tasks := len({sample.task for sample in samples})) > MOST_TASKS:
+        raise CrossFLError(f"the dataset names {tasks} tasks: {MOST_TASKS} at most")
+    if len(shapes := {image.pixels.shape for image in images}) > 1:
+        raise CrossFLError(f"the images are of {len(shapes)} shapes: make them of one")
+    if images and max(image.label for image in images) >= int(config.num_labels or 0):
+        raise CrossFLError(
+            f"an image has a label beyond the model's {config.num_labels} classes: "
+            "raise the number of classes in config.json"
+        )
