@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 from conftest import Run
+
 from crossfl.engine.private import heeding_umask
 
 STEP = """\

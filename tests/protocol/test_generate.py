@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 from msgspec import inspect
 
-from conftest import ROOT
 from crossfl.protocol.fields import Field, Record, fields_of, label_of
 from crossfl.protocol.flags import flag
 from crossfl.protocol.generate import CWL_RECORDS, WORDED, documents, main

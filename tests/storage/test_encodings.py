@@ -26,7 +26,7 @@ NAMES = ("fp32", "bf16", "fp16", "int8", "int4", "topk")
 def _through(name: str, values: Tensor, folder: Path, topk_fraction: float = 0.05) -> Tensor:
     """Values written to a file and read back cell by cell."""
     folder.mkdir(exist_ok=True)
-    delta.write(folder / "delta.safetensors", {"w": values}, encodings.of(name, kept))
+    delta.write(folder / "delta.safetensors", {"w": values}, encodings.of(name, topk_fraction))
     read = Delta(folder)
     read.check({"w": Entry(torch.float32, tuple(values.shape), 0, 0)})
     cells = [

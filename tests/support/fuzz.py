@@ -9,7 +9,6 @@ refused and the others averaged as if it had not come.
 """
 
 import argparse
-import contextlib
 import copy
 import json
 import random
@@ -27,11 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.layout import MANIFEST
 from crossfl.server.averaging import kernel
-from crossfl.storage import manifest
 from crossfl.storage.delta import Delta
 from crossfl.storage.tensorfile import Entry
-from tests.support.federation import Federation, entry, snapshot
+from tests.support.federation import Federation, facilities, snapshot, write_document
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": (0, 2)}
 PARAMETERS = {name: Entry(torch.float32, shape, 0, 0) for name, shape in SHAPES.items()}
@@ -175,17 +174,13 @@ def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
         good = [federation.update(f"good{i}", federation.deltas(i)) for i in range(2)]
         alone = snapshot(federation.run(good, "alone") / "global_model")
         evil = federation.update("evil", federation.deltas(2))
-        sealed = json.loads((evil / manifest.FILE).read_text())
-        del sealed["seal"]
+        sealed = json.loads((evil / MANIFEST).read_text())
         while time.monotonic() < end:
             record = copy.deepcopy(sealed)
             damage_record(record, chance)
-            with contextlib.suppress(KeyError, TypeError, AttributeError):
-                record["digest"] = manifest.digest(record["files"])
-            record["seal"] = manifest.seal(record)
-            (evil / manifest.FILE).write_text(json.dumps(record))
+            write_document(evil, record)
             out = federation.run([evil, *good])
-            counted = [e["status"] for e in entry(out)["facilities"].values() if e["share"] > 0]
+            counted = [e.status for e in facilities(out).values() if e.share > 0]
             if len(counted) == len(good):
                 assert snapshot(out / "global_model") == alone
             verdicts["averaged" if len(counted) > len(good) else "refused"] += 1

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossfl.protocol.records import Record, Task, Training, flag
+from crossfl.protocol.fields import Record
+from crossfl.protocol.flags import flag
+from crossfl.protocol.records import Task, Training
 from tests.support.paths import DATA, ROUND
 
 GPUS = {"CUDA_VISIBLE_DEVICES": os.getenv("CUDA_VISIBLE_DEVICES", "0")}
