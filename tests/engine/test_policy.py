@@ -1,8 +1,5 @@
 """When a job is tried again, when its facility is absent, and what is said of it. No engine."""
 
-import subprocess
-import sys
-
 import pytest
 
 from crossfl.engine.recovery.policy import MAX_REASON, FacilityJob, RecoveryPolicy
@@ -91,9 +88,3 @@ def test_a_queue_timeout_is_that_of_the_task() -> None:
     policy.note_task(FacilityJob(name="a", facility="leonardo", queue_timeout=60))
     policy.note_task(FacilityJob(name="b", facility="leonardo"))
     assert [policy.queue_timeout(name) for name in ("a", "b", "unheard of")] == [60, None, None]
-
-
-def test_the_policy_needs_no_engine() -> None:
-    code = "import sys, crossfl.engine.recovery.policy; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "streamflow" not in run.stdout.split()
