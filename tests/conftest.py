@@ -18,10 +18,26 @@ from crossfl.storage.job import Job
 from tests.support.paths import CWL, DATA, ROUND
 from tests.support.processes import NO_GPU, Run
 
-ANY_METRIC = {MIN_VALIDATION_SAMPLES: "1", MIN_VALIDATION_TOKENS: "1"}
-
 # What the tests say to the bit, they say of the CPU.
 os.environ.update(NO_GPU)
+
+MARKS = {"schedulers": "site", "faults": "site", "workflows": "engine", "acceptance": "engine"}
+"""What the tests of a folder are marked as, without a word in their modules."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of those folders, and as `fast` what bears no mark that says otherwise."""
+    for item in items:
+        if mark := MARKS.get(item.path.parent.name):
+            item.add_marker(mark)
+        if not any(item.get_closest_marker(mark) for mark in ("engine", "site", "slow")):
+            item.add_marker("fast")
+
+
+# The data of the tests is small, and metrics of it are to be seen.
+FLOORS = {MIN_VALIDATION_SAMPLES: "1", MIN_VALIDATION_TOKENS: "1"}
+os.environ.update(FLOORS)
 
 
 @pytest.fixture
@@ -35,16 +51,14 @@ def task() -> Task:
     """The task of leonardo in round 1, on the model in `tests/cwl/round`."""
     job = Job.load(CWL / "federation.yml")
     state = server_state.load(ROUND / "state")
-    tasks = plan(state, job.facilities, 2, job.training, "train").tasks
-    return next(task for task in tasks if task.facility == "leonardo")
+    planned = plan(state, job.facilities, 2, job.training, "train")
+    return next(task for task in planned.tasks if task.facility == "leonardo")
 
 
 @pytest.fixture(autouse=True)
-def every_facility() -> object:
-    """This machine plays every facility; of its few samples every metric may leave."""
-    with pytest.MonkeyPatch.context() as patch, playing_every_facility(DATA):
-        for name, value in ANY_METRIC.items():
-            patch.setenv(name, value)
+def every_facility(request: pytest.FixtureRequest) -> object:
+    """This machine plays every facility."""
+    with playing_every_facility(DATA):
         yield
 
 
@@ -63,7 +77,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             if "node" not in tool.name and not (tools / tool.name).exists():
                 (tools / tool.name).symlink_to(tool)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CROSSFL_", "PYTEST_"))}
-    return kept | ANY_METRIC | {"PATH": str(tools)}
+    return kept | FLOORS | {"PATH": str(tools)}
 
 
 @pytest.fixture(scope="session")

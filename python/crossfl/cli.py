@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crossfl import __version__
+from crossfl.engine.parent import end_with_engine
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 
 VERBS = {
     "initialise": ("steps.initialise", "make the first global model and the server state"),
@@ -20,7 +20,7 @@ VERBS = {
     "report": ("steps.report", "turn history and evaluations into one HTML page"),
     "bind": ("sites.bind", "compose facilities into a StreamFlow file"),
     "check": (
-        "sites.check.check",
+        "sites.check.command",
         "check every facility of a StreamFlow file before a job is spent",
     ),
     "digest": ("sites.digest", "print the digest of a base model, for LoRA"),
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
-    place.end_with_engine()
+    end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

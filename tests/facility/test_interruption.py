@@ -60,6 +60,7 @@ def _delta(update: Path) -> bytes:
     return (update / "delta.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "launcher"), [(signal.SIGTERM, TORCHRUN), (signal.SIGUSR1, {})], ids=["two", "one"]
 )
@@ -97,6 +98,7 @@ def test_a_signal_ends_the_round_with_what_was_done(
     assert after["leonardo"].samples_seen == 4 * steps
 
 
+@pytest.mark.slow
 def test_no_time_for_a_step_is_an_absence(task: Task, tmp_path: Path) -> None:
     hasty = TRAINING.replace(max_seconds=0.0)
     with pytest.raises(CrossFLError, match=r"no time for a step in round 1: max_seconds 0 were"):
@@ -121,6 +123,7 @@ def test_the_end_of_the_job_is_kept_clear_of(
         train(MODEL, task, TRAINING, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_goes_on_to_the_same_bits(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crossfl.engine.recovery.failures import OWN
+from crossfl.engine.recovery.housekeeping import RANDOM_NAME
 from tests.support.faults import Federation, Login
 
 END_SECONDS = 30
@@ -225,7 +225,7 @@ def test_a_week_of_bad_jobs(
     assert "DRAINED" in parts[2]["reason"]
     assert parts[5]["status"] == "complete", parts[5]["reason"]
     # What the last three of the five left there is kept, three directories each, and no more.
-    left = [path for path in set(work.iterdir()) - before if OWN.fullmatch(path.name)]
+    left = [path for path in set(work.iterdir()) - before if RANDOM_NAME.fullmatch(path.name)]
     assert 0 < len(left) <= 9, left
     assert any(path.name.startswith("slurm-") for each in left for path in each.iterdir())
 

@@ -51,6 +51,7 @@ def long(task: Task) -> Task:
     return task.replace(local_steps=STEPS, schedule_steps=2 * STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -69,6 +70,7 @@ def test_one_process(long: Task, changes: dict[str, Any]) -> None:
     assert found.losses == pytest.approx(expected.losses, rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -84,6 +86,7 @@ def test_two_ranks(long: Task, run: Run, changes: dict[str, Any]) -> None:
     assert expected.losses[-1] < 0.8 * expected.losses[0]
 
 
+@pytest.mark.slow
 def test_sharded_ranks_deliver_and_go_on(
     task: Task, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +194,7 @@ def test_the_noise_scale_is_reported(long: Task) -> None:
     assert noise.noise > 0
 
 
+@pytest.mark.slow
 def test_a_model_can_be_compiled(long: Task) -> None:
     """The option reaches torch.compile; where no compiler is at hand, eager stands in for it."""
     few = long.replace(local_steps=2)

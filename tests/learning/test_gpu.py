@@ -13,9 +13,12 @@ from crossfl.storage import manifest
 from crossfl.storage.delta import file_name
 from tests.support.processes import GPUS, NO_GPU, Run, losses, train_there
 
-pytestmark = pytest.mark.skipif(
-    not Path("/dev/nvidiactl").exists(), reason="this machine has no NVIDIA GPU"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/dev/nvidiactl").exists(), reason="this machine has no NVIDIA GPU"
+    ),
+]
 TRAINING = Training(batch_size=8, sequence_length=48, learning_rate=0.01, schedule="cosine")
 
 

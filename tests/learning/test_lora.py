@@ -51,6 +51,7 @@ def lora_job(job: Job) -> Job:
     )
 
 
+@pytest.mark.slow
 def test_only_adapters_travel_and_the_result_merges(
     lora_job: Job, models: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_bad_adapters_are_refused(
         load(tmp_path / "out" / "global_model", TRAINING)
 
 
+@pytest.mark.engine
 def test_the_workflow_gives_the_same_adapter(
     lora_job: Job, models: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -1,7 +1,7 @@
 """Small federations on disk, made without a model library."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossfl.protocol.layout import STATE
-from crossfl.protocol.records import Aggregation
+from crossfl.errors import CrossFLError
+from crossfl.protocol import manifest as documents
+from crossfl.protocol.history import FacilityEntry, RoundEntry
+from crossfl.protocol.layout import GLOBAL_MODEL, MANIFEST, STATE
+from crossfl.protocol.manifest import ModelManifest, UpdateManifest
+from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.state import ServerState
+from crossfl.server import first_state
+from crossfl.server import state as server_state
 from crossfl.server.rounds import aggregate
 from crossfl.storage import delta, encodings, manifest
 from crossfl.storage.checkpoint import Tensors, slots
@@ -54,12 +60,17 @@ class Federation:
             index = {n: self._name(i) for i, s in enumerate(self.shards, 1) for n in s}
             text = json.dumps({"weight_map": index})
             (self.model / "model.safetensors.index.json").write_text(text)
-        digest = manifest.write(self.model, "model", {"round": 0})["digest"]
-        sums = start(Tensors.of_model(self.model), self.aggregation, self.state)
+        digest = manifest.write(self.model, ModelManifest(round=0)).digest
+        sums = first_state.write_tensors(Tensors.of_model(self.model), self.aggregation, self.state)
+        server_state.write_signers(self.aggregation, self.state)
         self.server = ServerState(
-            rounds=9, seed=0, aggregation=self.aggregation, started=STARTED, model=digest
+            rounds=9,
+            seed=0,
+            aggregation=server_state.without_path(self.aggregation),
+            started=STARTED,
+            model=digest,
         )
-        self.server.save(self.state, sums)
+        server_state.save(self.server, self.state, sums)
 
     def _name(self, number: int) -> str:
         if len(self.shards) == 1:
@@ -96,26 +107,54 @@ class Federation:
 
     def seal(self, path: Path, facility: str, **fields: Any) -> None:
         """Write the manifest of an update over the files that are there."""
-        said = {
+        document = {
             "facility": facility,
+            "federation": self.server.federation,
             "round": self.server.round + 1,
             "base": self.server.model,
             "status": "complete",
-            "reason": None,
             "tokens": 100,
             "samples": 10,
             "steps": 5,
-            "bytes": 1,
             "seconds": {"train": 1.0},
-            "metrics": {"validation": {"loss": 2.0}},
+            "metrics": {"validation": {"loss": 2.0, "tokens": 50}},
         }
-        (path / manifest.FILE).unlink(missing_ok=True)
-        manifest.write(path, "update", {**said, **fields})
+        (path / MANIFEST).unlink(missing_ok=True)
+        files = {
+            file.relative_to(path).as_posix(): {
+                "bytes": file.stat().st_size,
+                "sha256": manifest.sha256(file),
+            }
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+        write_document(path, {"kind": "update", "format": 2, **document, "files": files, **fields})
 
-    def run(self, updates: list[Path], out: str = "out", **how: Any) -> Path:
+    def allowances(self, steps: Mapping[str, int]) -> list[Allowance]:
+        """What facilities may claim, given the steps they were asked for."""
+        return [
+            Allowance(facility=name, steps=count, samples=2 * count, tokens=1000 * count)
+            for name, count in steps.items()
+        ]
+
+    def run(
+        self, updates: Sequence[Path], out: str = "out", now: float = STARTED + 60, **how: Any
+    ) -> Path:
         """Aggregate; the folder with the next model and state."""
-        aggregate(self.model, self.state, updates, self.folder / out, **how)
+        aggregate(self.model, self.state, updates, self.folder / out, now, **how)
         return self.folder / out
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write the manifest of an update, whatever it states, with digest and seal if they exist."""
+    document = {**document, "digest": "0" * 64, "seal": "0" * 64}
+    try:
+        content = json.dumps(document).encode()
+        update = documents.decode(content, UpdateManifest, "manifest").sealed()
+        document |= {"digest": update.digest, "seal": update.seal}
+    except CrossFLError:
+        pass  # it is refused before its seal is looked at
+    (path / MANIFEST).write_text(json.dumps(document))
 
 
 def master(out: Path) -> Mapping[str, Tensor]:
@@ -123,14 +162,19 @@ def master(out: Path) -> Mapping[str, Tensor]:
     return slots(out / STATE)["master"]
 
 
-def entry(out: Path) -> dict[str, Any]:
-    """The last line of the history."""
-    return ServerState.load(out / STATE).history[-1]
+def entry(out: Path) -> RoundEntry:
+    """The last round of the history."""
+    return list(server_state.history(out / STATE))[-1]
+
+
+def facilities(out: Path) -> Mapping[str, FacilityEntry]:
+    """What became of each facility's update in the last round."""
+    return entry(out).facilities
 
 
 def weights(out: Path) -> Mapping[str, Tensor]:
     """The weights of a next model."""
-    return Tensors.of_model(out / MODEL)
+    return Tensors.of_model(out / GLOBAL_MODEL)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -9,9 +9,9 @@ refused and the others averaged as if it had not come.
 """
 
 import argparse
-import contextlib
 import copy
 import json
+import math
 import random
 import shutil
 import struct
@@ -27,11 +27,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.layout import MANIFEST
 from crossfl.server.averaging import kernel
-from crossfl.storage import manifest
 from crossfl.storage.delta import Delta
 from crossfl.storage.tensorfile import Entry
-from tests.support.federation import Federation, entry, snapshot
+from tests.support.federation import Federation, facilities, snapshot, write_document
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": (0, 2)}
 PARAMETERS = {name: Entry(torch.float32, shape, 0, 0) for name, shape in SHAPES.items()}
@@ -123,13 +123,13 @@ def verdict(folder: Path) -> str:
     return "read"
 
 
-def fuzz(seconds: float, seed: int) -> Counter[str]:
-    """Verdicts on damaged files, as many as the time allows. Any other exception goes through."""
+def fuzz(seconds: float, seed: int, tries: float = math.inf) -> Counter[str]:
+    """Verdicts on damaged files, for so long and so many. Any other exception goes through."""
     chance, good, verdicts = random.Random(seed), seeds(), Counter[str]()
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "delta.safetensors")
-        while time.monotonic() < end:
+        while time.monotonic() < end and verdicts.total() < tries:
             path.write_bytes(damaged(chance.choice(good), chance))
             verdicts[verdict(Path(scratch))] += 1
     return verdicts
@@ -165,7 +165,7 @@ def damage_record(record: dict[str, Any], chance: random.Random) -> None:
                 inner[last] = copy.deepcopy(chance.choice(VALUES))
 
 
-def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
+def fuzz_manifests(seconds: float, seed: int, tries: float = math.inf) -> Counter[str]:
     """Verdicts on updates whose manifests are damaged. Any exception goes through."""
     chance, verdicts = random.Random(seed), Counter[str]()
     end = time.monotonic() + seconds
@@ -175,17 +175,13 @@ def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
         good = [federation.update(f"good{i}", federation.deltas(i)) for i in range(2)]
         alone = snapshot(federation.run(good, "alone") / "global_model")
         evil = federation.update("evil", federation.deltas(2))
-        sealed = json.loads((evil / manifest.FILE).read_text())
-        del sealed["seal"]
-        while time.monotonic() < end:
+        sealed = json.loads((evil / MANIFEST).read_text())
+        while time.monotonic() < end and verdicts.total() < tries:
             record = copy.deepcopy(sealed)
             damage_record(record, chance)
-            with contextlib.suppress(KeyError, TypeError, AttributeError):
-                record["digest"] = manifest.digest(record["files"])
-            record["seal"] = manifest.seal(record)
-            (evil / manifest.FILE).write_text(json.dumps(record))
+            write_document(evil, record)
             out = federation.run([evil, *good])
-            counted = [e["status"] for e in entry(out)["facilities"].values() if e["share"] > 0]
+            counted = [e.status for e in facilities(out).values() if e.share > 0]
             if len(counted) == len(good):
                 assert snapshot(out / "global_model") == alone
             verdicts["averaged" if len(counted) > len(good) else "refused"] += 1

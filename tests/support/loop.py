@@ -7,10 +7,11 @@ from typing import Any
 
 from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.protocol import records
+from crossfl.protocol.flags import flag
 from crossfl.protocol.records import Facility, Task
 from tests.support.paths import CWL
 
+TRAINING = ("--sequence-length", "24", "--batch-size", "2", "--threads", "1")
 WEIGHTS = Path("global_model", "model.safetensors")
 ROUNDS = 3
 
@@ -65,14 +66,19 @@ class Federation:
         more = True
         while more:
             state = ("--state", here / "state")
-            planned = self.verb("plan", *state, *facilities, *steps, *self.words)
-            updates: list[str | Path] = []
-            for values in json.loads((planned / "cwl.output.json").read_text())["tasks"]:
+            planned = self.verb(*("plan", *state, *facilities, *steps, *TRAINING, *self.words))
+            plan = json.loads((planned / "cwl.output.json").read_text())
+            updates: list[str | Path] = [
+                word
+                for allowance in plan["allowances"]
+                for word in ("--allowance", *(f"{k}={v}" for k, v in allowance.items()))
+            ]
+            for values in plan["tasks"]:
                 task = Task.parse(values)
-                words = [f"{records.flag(k)}={v}" for k, v in task.asdict().items()]
+                words = [f"{flag(k)}={v}" for k, v in task.asdict().items()]
                 out = self.verb(
                     *("train", "--global-model", here / "global_model", *words),
-                    *("--sequence-length", "24", "--batch-size", "2", "--threads", "1"),
+                    *TRAINING,
                 )
                 self.trained.append((task.facility, task.round))
                 updates += ["--update", out / "update"]

@@ -2,26 +2,41 @@
 
 from importlib.resources import files
 
-from streamflow.data import data_manager_classes
-from streamflow.deployment.connector import connector_classes
 from streamflow.ext.plugin import StreamFlowPlugin
 
-from crossfl.engine import shutdown
-from crossfl.engine.connectors.local import FacilityLocalConnector, LocalConnector
-from crossfl.engine.connectors.pbs import PBSConnector
-from crossfl.engine.connectors.slurm import SlurmConnector
-from crossfl.engine.connectors.ssh import SSHConnector
-from crossfl.engine.recovery.failures import DataManager, FacilityFailureManager
-from crossfl.engine.routing import FacilityFilter
+from crossfl.engine import compatibility, shutdown, terminal
+from crossfl.engine.placement import FILTER
 
 
 class CrossFLPlugin(StreamFlowPlugin):
     """Registers the connectors, the binding filter and the failure manager."""
 
     def register(self) -> None:
-        """Called once by the engine."""
+        """Called once by the engine, before it reads the StreamFlow file.
+
+        Raises:
+            CrossFLError: this engine is not the one that the plugin was written for.
+        """
+        # First, so that an error from here on is one message too, and harmless.
+        shutdown.watch()
+        terminal.guard()
+        compatibility.check_version()
+        # Not at the top: in another version of the engine these imports may fail.
+        from streamflow.data import data_manager_classes
+        from streamflow.deployment.connector import connector_classes
+
+        from crossfl.engine.connectors.local import FacilityLocalConnector, LocalConnector
+        from crossfl.engine.connectors.pbs import PBSConnector
+        from crossfl.engine.connectors.slurm import SlurmConnector
+        from crossfl.engine.connectors.ssh import SSHConnector
+        from crossfl.engine.data import DataManager
+        from crossfl.engine.recovery import replay
+        from crossfl.engine.recovery.failures import FacilityFailureManager
+        from crossfl.engine.routing import FacilityFilter
+
+        compatibility.check_names([*replay.missing_names(), *shutdown.missing_names()])
         self.register_schema(files("crossfl.engine").joinpath("schemas", "base", "archive.json"))
-        self.register_binding_filter("crossfl.facility", FacilityFilter)
+        self.register_binding_filter(FILTER, FacilityFilter)
         self.register_failure_manager("crossfl.facility", FacilityFailureManager)
         self.register_connector("crossfl.local", FacilityLocalConnector)
         self.register_connector("crossfl.ssh", SSHConnector)
@@ -31,4 +46,3 @@ class CrossFLPlugin(StreamFlowPlugin):
         # it, is of type `local`: what comes back from a site ends there.
         connector_classes["local"] = LocalConnector
         data_manager_classes["default"] = DataManager
-        shutdown.watch()

@@ -13,9 +13,11 @@ from streamflow.core.exception import UnrecoverableWorkflowException, WorkflowDe
 from streamflow.core.workflow import Job
 from streamflow.deployment.future import FutureConnector
 from streamflow.deployment.wrapper import ConnectorWrapper
+from streamflow.log_handler import logger
 
-from crossfl.engine.recovery.failures import TASK, FacilityFailureManager, field_of
-from crossfl.sites.environment import VM
+from crossfl.engine.placement import VM
+from crossfl.engine.recovery.jobs import TASK, facility_job, has_task
+from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
 
 
 class FacilityFilter(BindingFilter):
@@ -39,36 +41,45 @@ class FacilityFilter(BindingFilter):
             WorkflowDefinitionException: the job names no facility, or none of the targets is it.
         """
         facility = _facility(job)
-        chosen = [t for t in targets if t.deployment.name == facility]
-        if not chosen or facility == self.stand_in:
+        own = [t for t in targets if t.deployment.name == facility]
+        if not own or facility == self.stand_in:
             known = ", ".join(sorted({t.deployment.name for t in targets} - {self.stand_in}))
             raise WorkflowDefinitionException(
                 f"Facility {facility!r} of {job.name} has no deployment among its targets "
                 f"({known}): add it to the StreamFlow file, or take it out of the job file"
             )
-        manager = FacilityFailureManager.current
+        run = REGISTRY.run
         stand_in = [t for t in targets if t.deployment.name == self.stand_in]
-        if manager is None or not stand_in or TASK not in job.inputs:
-            return chosen
-        if (seconds := field_of(job, "queue_timeout")) is not None:
-            manager.queue_timeouts[job.name] = int(seconds)
-        if facility in manager.down and not manager.is_given_up(job):
-            connector = manager.context.deployment_manager.get_connector(facility)
-            try:
-                await probe(connector)
-            except UnrecoverableWorkflowException:
-                raise
-            except Exception as error:
-                manager.give_up(job, error)
-        if not manager.is_given_up(job):
-            return chosen
-        manager.count_absent(job)
-        return stand_in
+        if run is None or not stand_in or not has_task(job):
+            return own
+        return stand_in if await _is_absent(job, run) else own
 
     @classmethod
     def get_schema(cls) -> str:
         """The JSON Schema of its configuration."""
         return files("crossfl.engine").joinpath("schemas", "facility.json").read_text("utf-8")
+
+
+async def _is_absent(job: Job, run: RunRecovery) -> bool:
+    """Whether the stand-in has to do a job, which is then told why.
+
+    A facility that is down is asked first whether it answers: a job is not spent on one that does
+    not.
+    """
+    policy, work = run.policy, facility_job(job)
+    policy.note_task(work)
+    if policy.is_down(work.facility) and not policy.is_exhausted(work):
+        try:
+            await probe(run.deployments.get_connector(work.facility))
+        except UnrecoverableWorkflowException:
+            raise
+        except Exception as error:
+            policy.give_up(work, error)
+    if not policy.is_exhausted(work):
+        return False
+    reason = policy.declare_absent(work)
+    logger.warning(f"{work.facility} is absent from {work.name}: {reason}")
+    return True
 
 
 async def probe(connector: Any) -> None:
@@ -82,7 +93,7 @@ async def probe(connector: Any) -> None:
 
 
 def _facility(job: Job) -> str:
-    for port, field in (("facility", None), ("task", "facility")):
+    for port, field in (("facility", None), (TASK, "facility")):
         if port in job.inputs:
             token = job.inputs[port] if field is None else job.inputs[port].value[field]
             return str(token.value)

@@ -9,19 +9,26 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 from streamflow.log_handler import logger
+
+from crossfl.engine.compatibility import source_of
 
 GRACE = 2.0
 """Seconds that the engine has to end by itself."""
 LIMIT = 25.0
 """Seconds that it then has to undeploy and to cancel jobs, before the process is ended."""
-MAIN = ("_async_run", "_async_main")
-"""The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`."""
+MAIN = {"streamflow.main": "_async_run", "streamflow.cwl.runner": "_async_main"}
+"""The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`, by their module."""
+FINAL = ("streamflow.workflow.step", "streamflow.workflow.executor", "streamflow.main")
+"""The modules of the engine that log what nothing can recover."""
+FINAL_MODULES = {name.rpartition(".")[2] for name in FINAL}
 
 
 class Ending(logging.Filter):
@@ -29,7 +36,7 @@ class Ending(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._shown: set[str] = set()
         self._ending = False
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -38,15 +45,15 @@ class Ending(logging.Filter):
             return True  # jobs that are being cancelled, or could not be
         if record.levelno < logging.ERROR:
             return not self._ending
-        final = record.module in ("step", "executor", "main") and not self._ending
+        final = record.module in FINAL_MODULES and not self._ending
         if final:
             self._end_soon()
         if logger.isEnabledFor(logging.DEBUG):
             return True
         message = record.getMessage()
-        if not message or message in self._said or (self._ending and not final):
+        if not message or message in self._shown or (self._ending and not final):
             return False
-        self._said.add(message)
+        self._shown.add(message)
         record.exc_info = record.exc_text = None
         return True
 
@@ -65,8 +72,18 @@ class Ending(logging.Filter):
         timer.daemon = True
         timer.start()
         for task in asyncio.all_tasks():
-            if getattr(task.get_coro(), "__name__", "") in MAIN:
+            if getattr(task.get_coro(), "__name__", "") in MAIN.values():
                 task.cancel()
+
+
+def missing_names() -> Iterator[str]:
+    """What this module relies on and the installed engine does not have."""
+    for module, coroutine in MAIN.items():
+        if f"async def {coroutine}(" not in source_of(module):
+            yield f"the coroutine {module}.{coroutine}"
+    for module in FINAL:
+        if not re.search(r"logger\.(error|exception)\(", source_of(module)):
+            yield f"the error messages of {module}"
 
 
 def watch() -> None:

@@ -3,8 +3,6 @@
 import base64
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ from crossfl.protocol.variables import (
     DATA,
     DEFAULT_MIN_VALIDATION_SAMPLES,
     DEFAULT_MIN_VALIDATION_TOKENS,
-    ENGINE,
     FACILITY,
     MIN_VALIDATION_SAMPLES,
     MIN_VALIDATION_TOKENS,
@@ -30,7 +27,6 @@ __all__ = [  # the names of variables, too
     "ABSENT",
     "ANY",
     "DATA",
-    "ENGINE",
     "FACILITY",
     "MODELS",
     "STATE",
@@ -38,7 +34,6 @@ __all__ = [  # the names of variables, too
     "check_present",
     "data_root",
     "disclosure",
-    "end_with_engine",
     "model_root",
     "publish_state",
     "resolve",
@@ -109,21 +104,6 @@ def data_root(task: Task) -> Path:
     if not folder.is_dir():
         raise CrossFLError(f"{DATA} at {task.facility} is {folder}, which is not a folder")
     return folder
-
-
-def end_with_engine() -> None:
-    """End this process soon after the engine's, which may be killed before it can end its steps."""
-    engine = os.environ.get(ENGINE)
-    if not engine:
-        return
-
-    def watch() -> None:
-        while Path("/proc", engine).exists():
-            time.sleep(0.5)
-        os._exit(1)
-
-    if Path("/proc", engine).exists():
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def check_present() -> None:

@@ -86,8 +86,8 @@ class ServerState(Record, frozen=True, kw_only=True):
     loss: Annotated[
         Loss | None,
         doc(
-            "Mean validation loss of the last round over the members of the federation, none of which "
-            "counts as less than half of the median: what target_loss and keep_best look at."
+            "Mean validation loss of the last round over the members of the federation, each taken "
+            "as half of their median at least; target_loss and keep_best look at it."
         ),
     ] = None
     skipped: Annotated[Reason | None, doc("Why the last round was skipped, if it was.")] = None

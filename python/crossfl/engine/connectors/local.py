@@ -16,19 +16,14 @@ from streamflow.core.scheduling import AvailableLocation
 from streamflow.deployment.connector.local import LocalConnector as EngineLocalConnector
 from streamflow.log_handler import logger
 
+from crossfl.engine.connectors.stand_in import StandsIn
 from crossfl.engine.private import UMASK
-from crossfl.engine.recovery.failures import StandsIn
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.observe.follow import Follower
 from crossfl.protocol import variables
-from crossfl.protocol.variables import JOURNAL
-from crossfl.server.journal.journal import acquire
-
-DEPLOYMENT = "CROSSFL_DEPLOYMENT"
-"""Tells the steps of these deployments from other processes of the engine."""
+from crossfl.storage.locks import acquire
 
 
 class LocalConnector(SafeCopies, EngineLocalConnector):
@@ -63,6 +58,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         data: str | None = None,
         state: str | None = None,
         journal: str | None = None,
+        prompts: bool = True,
+        min_validation_samples: int | None = None,
+        min_validation_tokens: int | None = None,
         **config: Any,
     ) -> None:
         super().__init__(deployment_name, config_dir, **config)
@@ -70,22 +68,29 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         bin_directory = str(Path(sys.executable).parent)
         # Set even where there is nothing to say: the engine's own environment is no answer.
         self._environment = {
-            place.FACILITY: facility or "",
-            place.DATA: _path(data, config_dir),
-            place.STATE: _path(state, config_dir),
-            JOURNAL: "" if facility else os.environ.get(JOURNAL) or _path(journal, config_dir),
-            place.ENGINE: str(os.getpid()),
-            DEPLOYMENT: deployment_name,
+            variables.FACILITY: facility or "",
+            variables.DATA: _path(data, config_dir),
+            variables.STATE: _path(state, config_dir),
+            variables.JOURNAL: "" if facility else _journal(journal, config_dir),
+            variables.PROMPTS: "1" if facility and prompts else "",
+            variables.ENGINE: str(os.getpid()),
+            variables.DEPLOYMENT: deployment_name,
             "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
         }
+        # Not set where there is nothing to say: a floor of this machine is not to be lowered.
+        floors = {
+            variables.MIN_VALIDATION_SAMPLES: min_validation_samples,
+            variables.MIN_VALIDATION_TOKENS: min_validation_tokens,
+        }
+        self._environment |= {name: str(floor) for name, floor in floors.items() if floor}
 
     async def deploy(self, external: bool) -> None:
         """Start to show progress, unless another deployment has."""
         interrupt_on_termination()
         await super().deploy(external)
-        if place := self._environment[JOURNAL]:
+        if journal := self._environment[variables.JOURNAL]:
             try:
-                self._lock = acquire(Path(place))
+                self._lock = acquire(Path(journal))
             except CrossFLError as error:
                 raise WorkflowDefinitionException(str(error)) from None
         cls = FacilityLocalConnector
@@ -110,7 +115,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             return
         for process in psutil.Process().children(recursive=True):  # none, unless the run failed
             with contextlib.suppress(psutil.Error):
-                if DEPLOYMENT in process.environ():
+                if variables.DEPLOYMENT in process.environ():
                     process.terminate()
         if cls._follower is not None:
             cls._follower.stop()
@@ -133,5 +138,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         return files("crossfl.engine").joinpath("schemas", "local.json").read_text("utf-8")
 
 
-def _path(given: str | None, config_dir: str) -> str:
-    return "" if given is None else str(Path(config_dir, Path(given).expanduser()))
+def _journal(path: str | None, config_dir: str) -> str:
+    return os.environ.get(variables.JOURNAL) or _path(path, config_dir)
+
+
+def _path(path: str | None, config_dir: str) -> str:
+    return "" if path is None else str(Path(config_dir, Path(path).expanduser()))

@@ -25,7 +25,7 @@ from streamflow.deployment.wrapper import get_inner_location
 from streamflow.log_handler import logger
 
 from crossfl.engine.private import PrivateFolders
-from crossfl.engine.recovery.failures import FacilityFailureManager
+from crossfl.engine.recovery.registry import REGISTRY
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeStreams
 
@@ -182,12 +182,12 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
                 f"Deployment {self.deployment_name}: {error}"
             ) from error
         # Sites greet and warn on stderr, which the engine reads as one with stdout.
-        if not (found := self.job_id_pattern.findall(answer)):
+        if not (job_ids := self.job_id_pattern.findall(answer)):
             raise WorkflowExecutionException(
                 f"Deployment {self.deployment_name}: {self.scheduler} took job "
                 f"{kwargs['job_name']} but gave no id: {answer!r}"
             )
-        job_id = str(found[-1])
+        job_id = str(job_ids[-1])
         self._names[job_id] = kwargs["job_name"]
         self._scheduled_jobs[job_id] = kwargs["location"]
         return job_id
@@ -255,9 +255,9 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
 
     def _queue_limit(self, job_id: str) -> int | None:
         """Seconds that a job may wait: as its task says, or else the deployment."""
-        manager = FacilityFailureManager.current
-        limits = manager.queue_timeouts if manager else {}
-        return limits.get(self._names[job_id], self.queueTimeout)
+        policy = REGISTRY.policy
+        limit = policy.queue_timeout(self._names[job_id]) if policy else None
+        return self.queueTimeout if limit is None else limit
 
     def _may_be_remembered(self, job_id: str) -> bool:
         since = self._forgotten_since.setdefault(job_id, time.monotonic())
@@ -299,13 +299,13 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         message = (
             f"Deployment {self.deployment_name}: {self.scheduler} job {job_id} ({job_name}) ended "
             f"in {report.ending}: {ADVICE.get(report.state, ADVICE['FAILED'])}"
-            + (f"; its output is there in {report.log}" if report.log else "")
+            + (f"; its output is at the site in {report.log}" if report.log else "")
         )
         if report.state == "FAILED" and report.exit_code and not report.signal:
             # The command's own verdict: the workflow may call some exit codes a success.
             logger.error(message)
-            if manager := FacilityFailureManager.current:
-                manager.words[job_name] = message
+            if policy := REGISTRY.policy:
+                policy.note_verdict(job_name, message)
             return report.exit_code
         raise WorkflowExecutionException(message)
 

@@ -35,8 +35,8 @@ from streamflow.deployment.connector.ssh import (
 from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnector
 from streamflow.log_handler import logger
 
+from crossfl.engine.connectors.stand_in import StandsIn
 from crossfl.engine.private import UNDER_UMASK, PrivateFolders, heeding_umask
-from crossfl.engine.recovery.failures import StandsIn
 from crossfl.engine.transfer import SafeStreams
 
 KEEPALIVE_SECONDS = 15
@@ -245,10 +245,10 @@ class Upload(SSHStreamWriterWrapperContextManager):
         done = await self._process.wait()
         if done.exit_status != 0:
             stderr = cast(bytes, done.stderr).decode(errors="replace")
-            said = stderr.partition("\n")[0][:200]
+            first_line = stderr.partition("\n")[0][:200]
             raise UnreachableError(
                 f"Deployment {self._connector.deployment_name}: what was sent there did not arrive "
-                f"whole: {said or 'the connection was lost'}"
+                f"whole: {first_line or 'the connection was lost'}"
             )
 
 
@@ -295,9 +295,9 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
         The engine cannot make up for a failure before it has placed a job, only for one after.
         """
         try:
-            found: MutableMapping[str, AvailableLocation]
-            found = await super().get_available_locations(service)
-            return found
+            locations: MutableMapping[str, AvailableLocation]
+            locations = await super().get_available_locations(service)
+            return locations
         except UnreachableError as error:
             logger.warning(str(error))
         return {

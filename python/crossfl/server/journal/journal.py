@@ -10,19 +10,17 @@ federation starts from; a round below its quorum is published with the number of
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -30,7 +28,7 @@ from crossfl import __version__
 from crossfl.errors import CrossFLError
 from crossfl.protocol import decoding
 from crossfl.protocol.fields import Record
-from crossfl.protocol.layout import GLOBAL_MODEL, JOURNAL_LOCK, RUN, STATE
+from crossfl.protocol.layout import GLOBAL_MODEL, RUN, STATE
 from crossfl.protocol.manifest import ModelManifest, StateManifest
 from crossfl.protocol.records import Retention
 from crossfl.protocol.variables import JOURNAL
@@ -251,31 +249,6 @@ def check_space(journal: Path, state: Path) -> None:
             f"low disk: {journal} has {free / 1e6:.1f} MB free, a round may need "
             f"{needed / 1e6:.1f} MB. Free some ('crossfl runs rm'); the same command then goes on"
         )
-
-
-def acquire(journal: Path) -> IO[str]:
-    """Keep other runs from this journal for as long as what is returned stays open.
-
-    Raises:
-        CrossFLError: another run is going on, or the journal cannot be written.
-    """
-    with _written(journal):
-        journal.mkdir(parents=True, exist_ok=True)
-        lock = (journal / JOURNAL_LOCK).open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise CrossFLError(
-            f"another run of this federation is going on (process {holder}): wait for its end, or "
-            f"name another journal than {journal}"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    lock.flush()
-    return lock
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from crossfl.protocol.formats import size
 from crossfl.protocol.layout import JOURNAL, RUN, STATE
 from crossfl.server import state as server_state
 from crossfl.server.journal import journal
+from crossfl.storage import locks
 
 FOLDER = Path(JOURNAL)
 
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.runs:
         raise CrossFLError(f"name the runs to {args.action}: 'crossfl runs' lists them")
     for folder in chosen(args.runs, places):
-        with journal.acquire(folder.parent):  # none that is going on
+        with locks.acquire(folder.parent):  # none that is going on
             if args.action == "rm":
                 shutil.rmtree(folder)
                 print(f"removed {folder}")

@@ -1,0 +1,56 @@
+"""Which deployment a job goes to, as a StreamFlow file says it; read without the engine."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossfl.errors import CrossFLError
+
+VM = "vm"
+"""The deployment of the aggregation machine, which also stands in for absent facilities."""
+FILTER = "crossfl.facility"
+"""The type of the binding filter that sends a job to the deployment of its facility."""
+
+
+def targets_of(binding: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """The deployments, each with its service, that a binding of a StreamFlow file names."""
+    targets = binding["target"]
+    for target in targets if isinstance(targets, list) else [targets]:
+        yield target.get("deployment", target.get("model")), target.get("service")
+
+
+def routed(workflow: Mapping[str, Any], document: Mapping[str, Any]) -> set[str]:
+    """The deployments among which a workflow's jobs go to the one that their facility names."""
+    kinds = {k: v.get("type") for k, v in (document.get("bindingFilters") or {}).items()}
+    deployments = set()
+    for binding in workflow.get("bindings") or []:
+        filters = binding.get("filters") or []
+        names = [filters] if isinstance(filters, str) else filters
+        if any(kinds.get(name) == FILTER for name in names):
+            deployments |= {deployment for deployment, _ in targets_of(binding)}
+    return deployments
+
+
+def check_placed(document: Mapping[str, Any], path: Path) -> None:
+    """Check that every facility of the job files has a deployment in the StreamFlow file.
+
+    Raises:
+        CrossFLError: one has none.
+    """
+    for workflow in (document.get("workflows") or {}).values():
+        deployments, settings = routed(workflow, document), workflow["config"].get("settings")
+        if not deployments or not settings:
+            continue
+        job = path.parent / settings
+        try:
+            facilities = (yaml.safe_load(job.read_text()) or {}).get("facilities") or []
+            names = {facility["name"] for facility in facilities}
+        except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
+            continue  # another workflow's, or what the engine says better
+        if absent := sorted(names - deployments):
+            raise CrossFLError(
+                f"{job} has facilities without a deployment in {path}: "
+                f"{', '.join(absent)}; bind again, or take them out of the job file"
+            )

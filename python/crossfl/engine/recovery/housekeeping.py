@@ -1,0 +1,83 @@
+"""Removes the directories that the engine makes for jobs at facilities, and otherwise leaves there.
+
+Those of a job that succeeded go once the VM has used what the job made. Those of failed attempts
+stay for whoever looks for the cause, a few at each facility.
+"""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
+
+from streamflow.core.context import StreamFlowContext
+from streamflow.core.workflow import Job
+from streamflow.data.remotepath import StreamFlowPath
+from streamflow.log_handler import logger
+
+from crossfl.engine.recovery.jobs import facility_job, is_stood_in
+
+TIMEOUT_SECONDS = 20
+"""For removing the directories of a round's jobs, during which the round does not go on."""
+RANDOM_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""How the engine names a directory that it makes for one job; no other directory is removed."""
+
+
+class Housekeeping:
+    """Knows which directories the jobs of a run have left at the facilities.
+
+    Args:
+        context: that of the engine.
+        keep_failed: the number of failed attempts at each facility whose directories are kept.
+    """
+
+    def __init__(self, context: StreamFlowContext, keep_failed: int) -> None:
+        self._context = context
+        self._keep_failed = keep_failed
+        self._placed: dict[str, list[StreamFlowPath]] = {}
+        self._failed: defaultdict[str, list[list[StreamFlowPath]]] = defaultdict(list)
+
+    def note_placement(self, job: Job) -> None:
+        """Remember the directories of an attempt, which the job itself may not tell later."""
+        self._placed[job.name] = self._directories(job)
+
+    def note_failure(self, job: Job) -> None:
+        """Keep the directories of an attempt that failed."""
+        directories = self._placed.pop(job.name, None) or self._directories(job)
+        failed = self._failed[facility_job(job).facility]
+        if directories and directories not in failed:
+            failed.append(directories)
+
+    async def tidy(self, finished: Iterable[Job]) -> None:
+        """Remove the directories of finished jobs, and the oldest of those of failed attempts.
+
+        A directory that cannot be removed in time is left over, with a warning.
+        """
+        unneeded = [path for job in finished for path in self._directories(job)]
+        for failed in self._failed.values():
+            while len(failed) > self._keep_failed:
+                unneeded += failed.pop(0)
+        try:
+            await asyncio.wait_for(_remove(unneeded), TIMEOUT_SECONDS)
+        except TimeoutError:
+            logger.warning("directories of jobs are left over at a facility that is slow")
+
+    def _directories(self, job: Job) -> list[StreamFlowPath]:
+        """The directories that the engine made for a job at its facility."""
+        scheduler = self._context.scheduler
+        if job.name not in scheduler.job_allocations or is_stood_in(self._context, job):
+            return []
+        return [
+            StreamFlowPath(directory, context=self._context, location=location)
+            for location in scheduler.get_locations(job.name)
+            for directory in (job.input_directory, job.output_directory, job.tmp_directory)
+            if directory and RANDOM_NAME.fullmatch(PurePosixPath(directory).name)
+        ]
+
+
+async def _remove(directories: Collection[StreamFlowPath]) -> None:
+    for path in directories:
+        try:
+            await path.rmtree()
+        except Exception as error:
+            logger.warning(f"{path} is left over at {path.location.deployment}: {error}")

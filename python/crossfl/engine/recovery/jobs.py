@@ -1,0 +1,40 @@
+"""The engine's jobs, as the policy sees them."""
+
+from typing import Any
+
+from streamflow.core.context import StreamFlowContext
+from streamflow.core.workflow import Job, Token
+
+from crossfl.engine.recovery.policy import FacilityJob
+
+TASK = "task"
+"""The input that makes a job one of a facility."""
+
+
+def has_task(job: Job) -> bool:
+    """Whether a job belongs to a facility."""
+    return TASK in job.inputs
+
+
+def facility_job(job: Job) -> FacilityJob:
+    """What the task of a job says; the job must have one."""
+    timeout = _field(job, "queue_timeout")
+    return FacilityJob(
+        name=job.name,
+        facility=str(_field(job, "facility")),
+        attempts=int(_field(job, "attempts") or 1),
+        queue_timeout=None if timeout is None else int(timeout),
+    )
+
+
+def _field(job: Job, name: str) -> Any:
+    value = job.inputs[TASK].value.get(name)
+    return value.value if isinstance(value, Token) else value
+
+
+def is_stood_in(context: StreamFlowContext, job: Job) -> bool:
+    """Whether a job of a facility has been placed elsewhere, which is at the stand-in."""
+    allocation = context.scheduler.job_allocations.get(job.name)
+    return (
+        allocation is not None and allocation.target.deployment.name != facility_job(job).facility
+    )

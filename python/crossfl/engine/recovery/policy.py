@@ -1,0 +1,125 @@
+"""What a run remembers about the failures of its facilities, and the decisions that follow.
+
+A job is retried as often as its task allows. After its last attempt its facility is absent from
+the round, and a stand-in on the aggregation VM does the job. Nothing in this module imports the
+engine.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+MAX_REASON = 500
+"""Characters of a reason: it travels in an environment variable and ends in a table."""
+JOB_FAILED = "FAILED Job"
+"""The start of an engine's message that goes on with what the job printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacilityJob:
+    """What the task of a job says about the job.
+
+    Attributes:
+        name: the engine's name of the job, for example `/federate/train/0.1.0`.
+        facility: the facility that the job belongs to.
+        attempts: how often the job may be tried at its facility.
+        queue_timeout: seconds that the job may wait in its queue; None leaves it to the deployment.
+    """
+
+    name: str
+    facility: str
+    attempts: int = 1
+    queue_timeout: int | None = None
+
+
+@dataclass
+class JobRecord:
+    """What has happened to a job so far.
+
+    Attributes:
+        reasons: why each failed attempt failed, in order.
+        hopeless: whether further attempts are pointless, however many the task allows.
+        absence: why its facility is absent, once the stand-in does the job.
+        queue_timeout: seconds that the job may wait in its queue, where its task sets them.
+        verdict: what the scheduler said about the attempt that has just ended.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    hopeless: bool = False
+    absence: str | None = None
+    queue_timeout: int | None = None
+    verdict: str | None = None
+
+
+class RecoveryPolicy:
+    """Decides whether a job is tried again at its facility, from how its attempts have ended."""
+
+    def __init__(self) -> None:
+        self._records: defaultdict[str, JobRecord] = defaultdict(JobRecord)
+        self._down: set[str] = set()
+
+    def note_task(self, job: FacilityJob) -> None:
+        """Remember a job's queue timeout for its connector, which sees the name of the job only."""
+        self._records[job.name].queue_timeout = job.queue_timeout
+
+    def note_verdict(self, job_name: str, message: str) -> None:
+        """Remember the scheduler's word on an attempt; it becomes the reason if that attempt fails.
+
+        The engine itself passes on an exit code, and no message.
+        """
+        self._records[job_name].verdict = message
+
+    def fail(self, job: FacilityJob, error: BaseException) -> None:
+        """Count a failed attempt. Its facility is down until a job there succeeds at once."""
+        record = self._records[job.name]
+        reason = record.verdict or describe(error)
+        record.verdict = None
+        record.reasons.append(" ".join(reason.split())[:MAX_REASON])
+        self._down.add(job.facility)
+
+    def give_up(self, job: FacilityJob, error: BaseException) -> None:
+        """Count a failed attempt after which another one is pointless."""
+        self.fail(job, error)
+        self._records[job.name].hopeless = True
+
+    def succeed(self, job: FacilityJob) -> None:
+        """Take note of a success; a facility where the first attempt succeeds is no longer down."""
+        if not self._records[job.name].reasons:
+            self._down.discard(job.facility)
+
+    def is_exhausted(self, job: FacilityJob) -> bool:
+        """Whether no attempt at the facility is left."""
+        record = self._records[job.name]
+        return record.hopeless or len(record.reasons) >= job.attempts
+
+    def is_down(self, facility: str) -> bool:
+        """Whether the last attempt at a facility failed."""
+        return facility in self._down
+
+    def declare_absent(self, job: FacilityJob) -> str:
+        """Decide that the stand-in does a job; the reason that it has to give.
+
+        Raises:
+            ValueError: no attempt of the job has failed.
+        """
+        record = self._records[job.name]
+        if not record.reasons:
+            raise ValueError(f"{job.name} has not failed, so {job.facility} is not absent from it")
+        count = len(record.reasons)
+        record.absence = record.reasons[-1] + (f" (attempt {count})" if count > 1 else "")
+        return record.absence
+
+    def absence(self, job_name: str) -> str | None:
+        """Why the facility is absent from a job; None where the facility does the job itself."""
+        return self._records[job_name].absence
+
+    def queue_timeout(self, job_name: str) -> int | None:
+        """Seconds that a job may wait in its queue; None where its task leaves that open."""
+        return self._records[job_name].queue_timeout
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error, without what a job printed: that may quote its private data."""
+    message = str(error) or type(error).__name__
+    if message.startswith(JOB_FAILED):
+        return "the step failed at the facility; what it printed is in the log of the run"
+    return message
