@@ -1,6 +1,5 @@
 """Training at a facility: what it sends, what it refuses, and what it repeats bit for bit."""
 
-import dataclasses
 import json
 import math
 import os
@@ -13,15 +12,17 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Text, read
-from crossfl.learning.evaluation import complete, summed_loss, validate
+from crossfl.learning.evaluation import complete, summed_loss
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import learning_rate
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.train import absent, train
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from tests.support.paths import DATA, ROUND
+from tests.support.validation import measured
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
@@ -29,10 +30,11 @@ TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, thread
 
 def test_the_update(task: Task, tmp_path: Path) -> None:
     written = train(MODEL, task, TRAINING, tmp_path)
-    assert manifest.verify(tmp_path / "update", "update") == written
-    assert (written["facility"], written["round"], written["base"]) == ("leonardo", 1, task.base)
-    assert (written["status"], written["steps"], written["samples"]) == ("complete", 2, 8)
-    assert set(written["seconds"]) == {"queue", "load", "evaluate", "train", "save"}
+    assert manifest.verify(tmp_path / "update", UpdateManifest) == written
+    assert (written.facility, written.round, written.base) == ("leonardo", 1, task.base)
+    assert (written.status, written.steps, written.samples) == ("complete", 2, 8)
+    phases = written.seconds
+    assert min(phases.load, phases.evaluate, phases.train, phases.save) > 0
     delta, base = Tensors(list(tmp_path.glob("update/*.safetensors"))), Tensors.of_model(MODEL)
     assert set(delta) == set(base)
     assert all(delta[name].dtype == torch.float32 for name in delta)
@@ -41,7 +43,7 @@ def test_the_update(task: Task, tmp_path: Path) -> None:
 
 def test_the_delta_is_what_adamw_does(task: Task, tmp_path: Path) -> None:
     """One step of AdamW from rest is −lr·sign(g)·(1 − ε'), whatever the gradient."""
-    one = dataclasses.replace(task, local_steps=1, schedule_steps=2)
+    one = task.replace(local_steps=1, schedule_steps=2)
     train(MODEL, one, TRAINING, tmp_path)
     delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
     moved = torch.cat([delta[name].abs().flatten() for name in delta])
@@ -50,15 +52,15 @@ def test_the_delta_is_what_adamw_does(task: Task, tmp_path: Path) -> None:
 
 
 def test_the_same_task_gives_the_same_bytes(task: Task, tmp_path: Path) -> None:
-    digests = [train(MODEL, task, TRAINING, tmp_path / str(i))["digest"] for i in range(2)]
-    other = dataclasses.replace(task, data_seed=task.data_seed + 1)
-    assert digests[0] == digests[1] != train(MODEL, other, TRAINING, tmp_path / "o")["digest"]
+    digests = [train(MODEL, task, TRAINING, tmp_path / str(i)).digest for i in range(2)]
+    other = task.replace(data_seed=task.data_seed + 1)
+    assert digests[0] == digests[1] != train(MODEL, other, TRAINING, tmp_path / "o").digest
 
 
 def test_bf16_deltas_have_half_the_bytes(task: Task, tmp_path: Path) -> None:
     whole = train(MODEL, task, TRAINING, tmp_path / "whole")
-    half = train(MODEL, task, dataclasses.replace(TRAINING, encoding="bf16"), tmp_path / "half")
-    assert half["bytes"] < 0.6 * whole["bytes"]
+    half = train(MODEL, task, TRAINING.replace(encoding="bf16"), tmp_path / "half")
+    assert half.bytes < 0.6 * whole.bytes
 
 
 def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> None:
@@ -67,11 +69,12 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
     rows = [{"prompt": f"{canary} {i}", "completion": canary} for i in range(20)]
     (tmp_path / "leonardo" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
     os.environ[place.DATA] = str(tmp_path)
-    task = dataclasses.replace(task, dataset="words.jsonl")
+    task = task.replace(dataset="words.jsonl")
     train(MODEL, task, TRAINING, tmp_path / "out")
     crossing = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    record = evaluate(MODEL, task, TRAINING, ["it 3="])
-    for content in [*crossing, json.dumps(record).encode()]:
+    evaluate(MODEL, task, TRAINING, ["it 3="], tmp_path / "evaluated")
+    crossing += [p.read_bytes() for p in (tmp_path / "evaluated").rglob("*") if p.is_file()]
+    for content in crossing:
         assert canary.encode() not in content
 
 
@@ -91,18 +94,18 @@ def test_it_trains_only_where_it_belongs(
     with pytest.raises(CrossFLError, match=message):
         train(MODEL, task, TRAINING, tmp_path)
     with pytest.raises(CrossFLError, match=message):
-        evaluate(MODEL, task, TRAINING, [])
+        evaluate(MODEL, task, TRAINING, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None:
     os.environ.update({place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")})
-    assert train(MODEL, task, TRAINING, tmp_path)["status"] == "complete"
+    assert train(MODEL, task, TRAINING, tmp_path).status == "complete"
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_reason(task: Task, tmp_path: Path) -> None:
-    wild = dataclasses.replace(TRAINING, learning_rate=1e30, max_grad_norm=0.0)
-    longer = dataclasses.replace(task, local_steps=8)
+    wild = TRAINING.replace(learning_rate=1e30, max_grad_norm=0.0)
+    longer = task.replace(local_steps=8)
     with pytest.raises(CrossFLError, match=r"the loss of leonardo is .* lower training.learning"):
         train(MODEL, longer, wild, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -110,24 +113,22 @@ def test_a_loss_that_is_not_finite_ends_with_a_reason(task: Task, tmp_path: Path
 
 def test_an_absent_update_is_only_a_reason(task: Task, tmp_path: Path) -> None:
     absent(task, "the disk is full", tmp_path)
-    update = manifest.verify(tmp_path / "update", "update")
-    assert (update["status"], update["reason"]) == ("absent", "the disk is full")
+    update = manifest.verify(tmp_path / "update", UpdateManifest)
+    assert (update.status, update.reason) == ("absent", "the disk is full")
     assert [p.name for p in (tmp_path / "update").iterdir()] == ["manifest.json"]
 
 
 def test_the_schedule_spans_the_federation(task: Task) -> None:
     training = Training(learning_rate=1.0, schedule="cosine", warmup_steps=2)
     rates = [
-        learning_rate(
-            step, dataclasses.replace(task, schedule_step=start, schedule_steps=12), training
-        )
+        learning_rate(step, task.replace(schedule_step=start, schedule_steps=12), training)
         for start in (0, 4, 8)
         for step in range(4)
     ]
     cosine = [0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
     assert rates == pytest.approx([0.5, 1.0, *cosine])
-    linear = dataclasses.replace(training, schedule="linear", warmup_steps=0)
-    assert learning_rate(3, dataclasses.replace(task, schedule_steps=12), linear) == 0.75
+    linear = training.replace(schedule="linear", warmup_steps=0)
+    assert learning_rate(3, task.replace(schedule_steps=12), linear) == 0.75
 
 
 def test_loss_counts_only_labelled_tokens() -> None:
@@ -146,10 +147,10 @@ def test_loss_counts_only_labelled_tokens() -> None:
         assert count == len(picked) == len(sample.text.encode()) + 1
         assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
         losses.append((loss.item(), count))
-    metrics = validate(model, tokenizer, samples, TRAINING)
+    metrics = measured(model, tokenizer, samples, TRAINING)
     expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
-    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
-    assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+    assert metrics.loss == pytest.approx(expected, abs=1e-4)
+    assert metrics.perplexity == pytest.approx(math.exp(expected), rel=1e-3)
 
 
 def test_bits_per_byte_count_the_bytes_that_are_predicted() -> None:
@@ -158,34 +159,33 @@ def test_bits_per_byte_count_the_bytes_that_are_predicted() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
     bits = math.log2(384)
-    training = dataclasses.replace(TRAINING, sequence_length=6)
+    training = TRAINING.replace(sequence_length=6)
 
-    def measured(sample: Text) -> float:
-        return float(validate(model, tokenizer, [sample], training)["bits_per_byte"])
+    def bits_per_byte(sample: Text) -> float | None:
+        return measured(model, tokenizer, [sample], training).bits_per_byte
 
-    assert measured(Text("it 3=", "tre")) == pytest.approx(bits)  # cut: only t is predicted
-    assert measured(Text("3=", "tre")) == pytest.approx(bits * 4 / 3)  # with the end of sequence
-    assert measured(Text("3=", "tři")) == pytest.approx(bits)  # 4 bytes, and the end is cut
-    assert measured(Text(None, "tre")) == pytest.approx(
-        bits * 3 / 2
-    )  # no prompt: t is not predicted
-    assert "bits_per_byte" not in validate(model, tokenizer, [Text("3=", "")], training)
+    assert bits_per_byte(Text("it 3=", "tre")) == round(bits, 4)  # cut: only t is predicted
+    assert bits_per_byte(Text("3=", "tre")) == round(bits * 4 / 3, 4)  # with the end of sequence
+    assert bits_per_byte(Text("3=", "tři")) == round(bits, 4)  # 4 bytes, and the end is cut
+    assert bits_per_byte(Text(None, "tre")) == round(bits * 3 / 2, 4)  # t has none before it
+    assert measured(model, tokenizer, [Text("3=", "")], training).bits_per_byte is None
 
 
 def test_tasks_are_measured_apart() -> None:
     model, tokenizer = load(MODEL, TRAINING)
     groups = {name: [Text("3=", name * n) for n in (1, 2, 3)] for name in ("a", "b")}
     samples = [sample._replace(task=n) for n, group in groups.items() for sample in group]
-    metrics = validate(model, tokenizer, [*samples, Text("4=", "c")], TRAINING)
-    assert list(metrics["tasks"]) == ["a", "b"]
+    metrics = measured(model, tokenizer, [*samples, Text("4=", "c")], TRAINING)
+    assert list(metrics.tasks) == ["a", "b"]
     for name, group in groups.items():
-        assert metrics["tasks"][name] == validate(model, tokenizer, group, TRAINING)
-    assert metrics["tokens"] == 2 * (2 + 3 + 4) + 2
-    single = validate(
+        alone = measured(model, tokenizer, group, TRAINING).asdict()
+        assert metrics.tasks[name].asdict() == {k: v for k, v in alone.items() if k != "tasks"}
+    assert metrics.tokens == 2 * (2 + 3 + 4) + 2
+    single = measured(
         model, tokenizer, [sample._replace(task=None) for sample in samples], TRAINING
     )
-    both = [metrics["tasks"][name]["loss"] for name in groups]
-    assert single["loss"] == pytest.approx(sum(both) / 2, rel=1e-5)
+    both = [metrics.tasks[name].loss for name in groups]
+    assert single.loss == pytest.approx(sum(both) / 2, abs=2e-4)
 
 
 def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
@@ -198,13 +198,14 @@ def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
         path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "leonardo" / "d" / "metrics.json").write_text('{"weights": "number"}')
     os.environ[place.DATA] = str(tmp_path)
-    record = evaluate(MODEL, dataclasses.replace(task, dataset="d"), TRAINING, [])
-    tasks = record["metrics"]["tasks"]
-    common = {"loss", "perplexity", "bits_per_byte", "tokens"}
+    metrics = evaluate(MODEL, task.replace(dataset="d"), TRAINING, [], tmp_path).metrics
+    assert metrics is not None
+    tasks = {name: values.asdict() for name, values in metrics.tasks.items()}
+    common = {"loss", "perplexity", "bits_per_byte", "tokens", "samples"}
     assert set(tasks["property_prediction-hiv"]) == common | {"accuracy", "mcc", "coverage"}
     assert tasks["weights"]["coverage"] == 0.0
     assert set(tasks["greetings"]) == common
-    assert record["metrics"]["samples"] == 4
+    assert metrics.samples == 4
 
 
 def test_a_dataset_names_few_tasks() -> None:
@@ -214,21 +215,21 @@ def test_a_dataset_names_few_tasks() -> None:
 
 
 def test_the_local_model_is_measured_beside_the_one_received(task: Task, tmp_path: Path) -> None:
-    metrics = train(MODEL, task, TRAINING, tmp_path)["metrics"]
+    metrics = train(MODEL, task, TRAINING, tmp_path).metrics
     network, tokenizer = load(MODEL, TRAINING)
     valid = read(DATA / "leonardo" / "words", "valid")
-    assert metrics["validation"] == validate(network, tokenizer, valid, TRAINING)
+    assert metrics.validation == measured(network, tokenizer, valid, TRAINING)
     delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
     for name, parameter in network.state_dict().items():
         parameter += delta[name]
-    local = validate(network, tokenizer, valid, TRAINING)
-    assert metrics["local"]["loss"] == pytest.approx(local["loss"], rel=1e-5)
-    assert metrics["local"]["loss"] != metrics["validation"]["loss"]
+    local = measured(network, tokenizer, valid, TRAINING)
+    assert metrics.local.loss == pytest.approx(local.loss, abs=2e-4)
+    assert metrics.local.loss != metrics.validation.loss
 
 
 def test_completions_do_not_depend_on_the_batch() -> None:
     model, tokenizer = load(MODEL, TRAINING)
-    training = dataclasses.replace(TRAINING, max_new_tokens=6)
+    training = TRAINING.replace(max_new_tokens=6)
     prompts = ["it 3=", "it 12345=", "a", "it 7="]
     together = complete(model, tokenizer, prompts, training)
     alone = [complete(model, tokenizer, [prompt], training)[0] for prompt in prompts]
