@@ -12,7 +12,7 @@ ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare experiment experiment-data test test-acceptance test-experiments test-schedulers test-faults lint lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-fast test-acceptance test-experiments test-schedulers test-faults lint lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -51,6 +51,9 @@ test: $(READY) ## lint, types and every test
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest $(AGAIN)
 
+test-fast: $(READY) ## the tests that take about a minute, to run after every change
+	$(BIN)/python -m pytest -m fast $(AGAIN)
+
 test-acceptance: $(READY) ## the default federation for real, and what each facility learns alone
 	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/acceptance/test_default_job.py
 
@@ -69,6 +72,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml
 	echo "torch==$(TORCH)" > $(VENV)/torch

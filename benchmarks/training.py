@@ -40,6 +40,7 @@ from crossfl.learning.telemetry import accounting
 from crossfl.protocol.records import Aggregation, Lora, Task, Training
 from crossfl.steps.initialise import initialise
 from crossfl.storage import manifest
+from crossfl.storage.model_folder import ModelFolder
 
 CASES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "heads": 4},
@@ -159,7 +160,7 @@ def xffl(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     task, training = records(args, model)
     _, tokenizer = load(model, training)
     half = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    network: Any = load_weights(model, half)
+    network: Any = load_weights(ModelFolder.received(model, only=()), half)
     network.gradient_checkpointing_enable({"use_reentrant": False})
     parallel = Parallel(training)
     wrapped = parallel.wrap(network)

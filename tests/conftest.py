@@ -20,6 +20,21 @@ from tests.support.processes import NO_GPU, Run
 
 # What the tests say to the bit, they say of the CPU.
 os.environ.update(NO_GPU)
+
+MARKS = {"schedulers": "site", "faults": "site", "workflows": "engine", "acceptance": "engine"}
+"""What the tests of a folder are marked as, without a word in their modules."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of those folders, and as `fast` what bears no mark that says otherwise."""
+    for item in items:
+        if mark := MARKS.get(item.path.parent.name):
+            item.add_marker(mark)
+        if not any(item.get_closest_marker(mark) for mark in ("engine", "site", "slow")):
+            item.add_marker("fast")
+
+
 # The data of the tests is small, and metrics of it are to be seen.
 FLOORS = {MIN_VALIDATION_SAMPLES: "1", MIN_VALIDATION_TOKENS: "1"}
 os.environ.update(FLOORS)

@@ -20,7 +20,7 @@ VERBS = {
     "report": ("steps.report", "turn history and evaluations into one HTML page"),
     "bind": ("sites.bind", "compose facilities into a StreamFlow file"),
     "check": (
-        "sites.check.check",
+        "sites.check.command",
         "check every facility of a StreamFlow file before a job is spent",
     ),
     "digest": ("sites.digest", "print the digest of a base model, for LoRA"),

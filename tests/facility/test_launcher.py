@@ -1,6 +1,5 @@
 """Ranks: one update from several processes, equal to that of one; and launchers that cannot run."""
 
-import dataclasses
 import os
 import socket
 import sys
@@ -33,8 +32,9 @@ def _words(task: Task) -> list[str]:
     return ["train", "--global-model", str(ROUND / "global_model"), *flags, *training]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path) -> None:
-    words = _words(dataclasses.replace(task, local_steps=5, schedule_steps=10))
+    words = _words(task.replace(local_steps=5, schedule_steps=10))
     site = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
     launchers = {"one": {}, "two": {launching.LAUNCHER: "torchrun --nproc-per-node=2"}}
     deltas = []
@@ -50,6 +50,7 @@ def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path)
         torch.testing.assert_close(deltas[0][name], deltas[1][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> None:
     site = {"CROSSFL_FACILITY": "karolina", "CROSSFL_DATA": str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", *_words(task)]

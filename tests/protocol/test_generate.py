@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 from msgspec import inspect
 
 from crossfl.protocol.fields import Field, Record, fields_of, label_of
 from crossfl.protocol.flags import flag
 from crossfl.protocol.generate import CWL_RECORDS, WORDED, documents, main
 from crossfl.protocol.records import Aggregation, Task, Training
+from tests.support.paths import ROOT
 
 NAMES = {"IntType": "int", "FloatType": "double", "StrType": "string", "BoolType": "boolean"}
 

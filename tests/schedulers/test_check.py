@@ -199,7 +199,7 @@ def test_logins(fault: str, alpha: Site, at_alpha: Checks, tmp_path: Path) -> No
     row = rows["alpha", check]
     assert row["status"] == "fail"
     assert words in row["result"] and fix in row["fix"], row
-    assert rows["alpha", "all else"]["status"] == "skip"
+    assert rows["alpha", "remaining checks"]["status"] == "skip"
     assert rows["vm", "environment"]["status"] == "pass"
 
 
@@ -212,7 +212,7 @@ def test_no_scheduler(at_alpha: Checks) -> None:
     row = rows["alpha", "scheduler"]
     assert row["status"] == "fail" and "no qsub, qstat, qdel in the PATH" in row["result"]
     assert "~/.bashrc" in row["fix"]
-    assert rows["alpha", "all else"]["status"] == "skip"
+    assert rows["alpha", "remaining checks"]["status"] == "skip"
 
 
 @pytest.mark.parametrize("fault", ["queue", "account", "history", "launcher"])

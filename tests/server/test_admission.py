@@ -13,9 +13,18 @@ import torch
 from safetensors.torch import save_file
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.manifest import ModelManifest
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import slots
-from tests.support.federation import Federation, Values, entry, snapshot, weights
+from tests.support.federation import (
+    Federation,
+    Values,
+    entry,
+    facilities,
+    snapshot,
+    weights,
+    write_document,
+)
 
 MODEL: Values = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
 GOOD: Values = {"a": torch.ones(4, 3), "b": torch.ones(5)}
@@ -76,11 +85,9 @@ def _edited(reason: str, name: str, edit: Callable[[dict[str, Any]], Any]) -> No
 
 def _amend(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     """Change what a manifest says, so that it still agrees with itself."""
-    said = json.loads((path / "manifest.json").read_text())
-    edit(said)
-    said["digest"] = manifest.digest(said["files"])
-    del said["seal"]
-    (path / "manifest.json").write_text(json.dumps({**said, "seal": manifest.seal(said)}))
+    document = json.loads((path / "manifest.json").read_text())
+    edit(document)
+    write_document(path, document)
 
 
 def _described(dtype: str, shape: list[Any], *offsets: Any, **more: Any) -> dict[str, Any]:
@@ -92,68 +99,98 @@ DATA = bytes(68)
 
 # What the manifest says of the update.
 _says("it is for round 2", "round_ahead", round=2)
-_says("it is for round 0", "round_behind", round=0)
-_says("it is for round '1'", "round_a_word", round="1")
-_says("it is for round True", "round_a_boolean", round=True)
+_says("round: expected int >= 1", "round_behind", round=0)
+_says("round: expected int, got str", "round_a_word", round="1")
+_says("round: expected int, got bool", "round_a_boolean", round=True)
 _says("another model", "base_of_another_model", base="0" * 64)
-_says("another model", "base_missing", base=None)
-_says("status is 'finished'", "status_unknown", status="finished")
-_says("absent without a reason", "absent_without_reason", status="absent")
-_says("its reason is 7", "reason_a_number", reason=7)
-_says("counts no tokens", "weight_zero", tokens=0)
-_says("tokens are -5", "weight_negative", tokens=-5)
-_says("tokens are nan", "weight_nan", tokens=float("nan"))
-_says("tokens are inf", "weight_infinite", tokens=float("inf"))
-_says("tokens are 1.5", "weight_a_fraction", tokens=1.5)
-_says("tokens are True", "weight_a_boolean", tokens=True)
-_says("tokens are '100'", "weight_a_word", tokens="100")
-_says("which is not a count", "weight_astronomic", tokens=10**400)
+_says("base: expected str, got null", "base_missing", base=None)
+_says("status: invalid enum value 'finished'", "status_unknown", status="finished")
+_says("is absent and gives no reason", "absent_without_reason", status="absent")
+_says("reason: expected str | null, got int", "reason_a_number", reason=7)
+_says("reports 0 tokens; with weighting: tokens", "weight_zero", tokens=0)
+_says("tokens: expected int >= 0", "weight_negative", tokens=-5)
+_says("is not valid JSON", "weight_nan", tokens=float("nan"))
+_says("is not valid JSON", "weight_infinite", tokens=float("inf"))
+_says("tokens: expected int, got float", "weight_a_fraction", tokens=1.5)
+_says("tokens: expected int, got bool", "weight_a_boolean", tokens=True)
+_says("tokens: expected int, got str", "weight_a_word", tokens="100")
+_says("tokens: expected int <=", "weight_astronomic", tokens=10**400)
 _says("largest weight allowed is 1000", "weight_over_the_cap", tokens=1001)
-_says("steps are -1", "steps_negative", steps=-1)
-_says("not finite", "loss_nan", metrics={"validation": {"loss": float("nan")}})
-_says("metrics have 'low' for loss", "loss_a_word", metrics={"validation": {"loss": "low"}})
-_says("metrics have 1000", "loss_beyond_floats", metrics={"validation": {"loss": 10**400}})
-_says("validation loss is -1", "loss_negative", metrics={"validation": {"loss": -1.0}})
-_says("validation loss is None", "loss_missing", metrics={"validation": {"tokens": 1}})
-_says("local loss is None", "local_loss_missing", metrics={"local": {"tokens": 1}})
-_says("local loss is None", "local_a_number", metrics={"local": 1.0})
-_says("metrics have [1]", "validation_a_list", metrics={"validation": [1]})
-_says("metrics have {", "metrics_deep", metrics={"a": {"b": {"c": {"d": {"e": 1}}}}})
-_says("metrics have 'x'", "metrics_a_word", metrics={"training": {"first_loss": "x"}})
-_says("no measurements", "metrics_huge", metrics={str(i): 1 for i in range(10_000)})
-_says("seconds have -1", "seconds_negative", seconds={"train": -1.0})
-_says("seconds have 1e+300", "seconds_endless", seconds={"train": 1e300})
-_says("metrics have 1000", "metrics_beyond_floats", metrics={"training": {"ranks": 10**400}})
-_says("seconds have None", "seconds_missing", seconds={"train": None})
-_says("metrics are not a record", "metrics_a_list", metrics=[])
-_says("not finite", "seconds_infinite", seconds={"train": float("inf")})
-_says("facility '../evil'", "facility_a_path", facility="../evil")
+_says("steps: expected int >= 0", "steps_negative", steps=-1)
+_says("is not valid JSON", "loss_nan", metrics={"validation": {"loss": float("nan")}})
+_says("loss: expected float, got str", "loss_a_word", metrics={"validation": {"loss": "low"}})
+_says("number out of range", "loss_beyond_floats", metrics={"validation": {"loss": 10**400}})
+_says(
+    "validation.loss: expected float >= 0", "loss_negative", metrics={"validation": {"loss": -1.0}}
+)
+_says(
+    "validation: object missing required field loss",
+    "loss_missing",
+    metrics={"validation": {"tokens": 1}},
+)
+_says(
+    "local: object missing required field loss",
+    "local_loss_missing",
+    metrics={"local": {"tokens": 1}},
+)
+_says("local: expected object | null, got float", "local_a_number", metrics={"local": 1.0})
+_says(
+    "validation: expected object | null, got array",
+    "validation_a_list",
+    metrics={"validation": [1]},
+)
+_says(
+    "metrics: object contains unknown field a",
+    "metrics_deep",
+    metrics={"a": {"b": {"c": {"d": {"e": 1}}}}},
+)
+_says(
+    "first_loss: expected float | null, got str",
+    "metrics_a_word",
+    metrics={"training": {"first_loss": "x"}},
+)
+_says(
+    "metrics: object contains unknown field 0",
+    "metrics_huge",
+    metrics={str(i): 1 for i in range(10_000)},
+)
+_says("seconds.train: expected float >= 0", "seconds_negative", seconds={"train": -1.0})
+_says("seconds.train: expected float <=", "seconds_endless", seconds={"train": 1e300})
+_says(
+    "training.ranks: expected int <=",
+    "metrics_beyond_floats",
+    metrics={"training": {"ranks": 10**400}},
+)
+_says("seconds.train: expected float, got null", "seconds_missing", seconds={"train": None})
+_says("metrics: expected object, got array", "metrics_a_list", metrics=[])
+_says("is not valid JSON", "seconds_infinite", seconds={"train": float("inf")})
+_says("facility: use letters, digits", "facility_a_path", facility="../evil")
 _says("100 characters at most", "facility_of_a_long_name", facility="e" * 101)
-_says("names no facility", "facility_a_number", facility=7)
+_says("facility: expected str, got int", "facility_a_number", facility=7)
 _says("delivered 2 updates", "facility_of_another", facility="good1")
 
 # The manifest itself.
-_edited("is not a manifest", "manifest_not_json", lambda d: "{")
-_edited("is not a manifest", "manifest_a_list", lambda d: "[]")
-_edited("is not a manifest", "manifest_deep", lambda d: "[" * 100_000)
+_edited("is not valid JSON", "manifest_not_json", lambda d: "{")
+_edited("expected object, got array", "manifest_a_list", lambda d: "[]")
+_edited("expected object, got array", "manifest_deep", lambda d: "[" * 100_000)
 _edited("is not a manifest", "manifest_huge", lambda d: " " * (1 << 25))
 _edited("a model, where", "manifest_of_a_model", lambda d: d.update(kind="model"))
-_edited("reads format 1", "manifest_of_another_format", lambda d: d.update(format=2))
-_edited("is not a manifest", "manifest_files_a_list", lambda d: d.update(files=[]))
+_edited("reads format 2", "manifest_of_another_format", lambda d: d.update(format=3))
+_edited("files: expected object, got array", "manifest_files_a_list", lambda d: d.update(files=[]))
 _edited(
-    "is not a manifest",
+    "expected object, got array",
     "manifest_entry_a_list",
     lambda d: d["files"].update(more=["bytes", "sha256"]),
 )
-_edited("does not agree", "manifest_digest_wrong", lambda d: d.update(digest="0" * 64))
-_edited("is not a manifest", "manifest_without_files", lambda d: d.pop("files") and None)
+_edited("is corrupt", "manifest_digest_wrong", lambda d: d.update(digest="0" * 64))
+_edited("is corrupt", "manifest_without_files", lambda d: d.pop("files") and None)
 
 # The numbers.
 _sends("not finite", "values_nan", {**GOOD, "b": torch.tensor([1, 2, float("nan"), 4, 5])})
 _sends("not finite", "values_infinite", {**GOOD, "b": torch.full((5,), float("inf"))})
 _sends("not finite", "values_bf16_nan", {n: (t * torch.nan).bfloat16() for n, t in GOOD.items()})
 _sends("its norm is 3.6", "norm_over_the_limit", {n: t * 8.75e5 for n, t in GOOD.items()})
-_sends("the median", "norm_against_the_cohort", {n: t * 500 for n, t in GOOD.items()})
+_sends("the round's median", "norm_against_the_cohort", {n: t * 500 for n, t in GOOD.items()})
 _sends("shape [3, 4]", "shape_transposed", {**GOOD, "a": torch.ones(3, 4)})
 _sends("shape [12]", "shape_flat", {**GOOD, "a": torch.ones(12)})
 _sends("dtype torch.float64", "dtype_double", {n: t.double() for n, t in GOOD.items()})
@@ -197,14 +234,14 @@ CODES = {"a": _described("I8", [12], 0, 12), "b": _described("I8", [5], 12, 17)}
 _file("scale", "int8_without_scales", {"__metadata__": {"encoding": "int8"}, **CODES}, DATA[:17])
 
 
-@hostile("no delta of a file of the model")
+@hostile("is not valid JSON")
 def _file_name_of_half_a_character(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
     federation.seal(path, "evil")
     _amend(path, lambda said: said["files"].update({"\ud800": {"bytes": 1, "sha256": "0" * 64}}))
 
 
-@hostile("no delta of a file of the model")
+@hostile("is not valid JSON")
 def _file_name_of_no_characters(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
     (path / "delta.safetensors").rename(os.fsdecode(os.fsencode(path) + b"/delta\xff.safetensors"))
@@ -219,14 +256,14 @@ def _files_without_number(federation: Federation, path: Path) -> None:
     federation.seal(path, "evil")
 
 
-@hostile("no delta of a file of the model")
+@hostile("is a link or a device")
 def _file_of_the_kernel(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
     (path / "more").symlink_to("/proc/version")
     federation.seal(path, "evil")
 
 
-@hostile("is not a valid safetensors file")
+@hostile("is a link or a device")
 def _delta_of_the_kernel(federation: Federation, path: Path) -> None:
     (path / "delta.safetensors").symlink_to("/proc/version")
     federation.seal(path, "evil")
@@ -274,7 +311,7 @@ def _file_unlisted(federation: Federation, path: Path) -> None:
     (path / "more.pickle").write_bytes(b"x")
 
 
-@hostile("is missing")
+@hostile("is a link or a device")
 def _a_pipe_for_a_file(federation: Federation, path: Path) -> None:
     save_file(GOOD, path / "delta.safetensors")
     federation.seal(path, "evil")
@@ -333,12 +370,11 @@ def test_refused_and_the_others_unaffected(
     make(federation, path)
     out = federation.run([path, *good])
     assert snapshot(out / "global_model") == undisturbed
-    refused = {f: e for f, e in entry(out)["facilities"].items() if e["status"] == "refused"}
-    (record,) = refused.values()
-    assert reason in record["reason"]
-    assert record["share"] == 0
-    assert str(tmp_path) not in record["reason"]
-    json.dumps(entry(out), allow_nan=False)
+    (refused,) = [e for e in facilities(out).values() if e.status == "refused"]
+    assert reason in str(refused.reason)
+    assert refused.share == 0
+    assert str(tmp_path) not in str(refused.reason)
+    json.dumps(entry(out).asdict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["values_nan", "a_bit_flipped", "tensor_missing", "no_manifest"])
@@ -362,7 +398,7 @@ def test_finite_values_do_not_make_the_state_infinite(tmp_path: Path, strategy: 
     good = federation.update("good", GOOD)
     largest = {name: torch.full_like(values, 3e38) for name, values in GOOD.items()}
     out = federation.run([federation.update("evil", largest), good])
-    assert "above 1e+18" in entry(out)["facilities"]["evil"]["reason"]
+    assert "above 1e+06" in facilities(out)["evil"].reason
     kept = slots(out / "state").values()
     assert all(values.isfinite().all() for slot in kept for values in slot.values())
 
@@ -380,8 +416,8 @@ def test_a_refused_update_has_no_say_in_others(tmp_path: Path) -> None:
     damaged[-1] ^= 1
     (tiny / "delta.safetensors").write_bytes(damaged)
     out = federation.run([claims, tiny, *good])
-    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
-    assert said == {f"good{i}": "complete" for i in range(4)} | {
+    statuses = {name: e.status for name, e in facilities(out).items()}
+    assert statuses == {f"good{i}": "complete" for i in range(4)} | {
         "tiny": "refused",
         "unknown-1": "refused",
     }
@@ -394,22 +430,26 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     save_file(GOOD, evil / "delta-00002-of-00002.safetensors")
     federation.seal(evil, "evil")
     out = federation.run([evil, *good])
-    assert "also in another file" in entry(out)["facilities"]["evil"]["reason"]
+    assert "also in another file" in facilities(out)["evil"].reason
 
 
 def test_nobody_speaks_who_was_not_asked(tmp_path: Path) -> None:
+    """An update is of the facility that was asked at its place, or of nobody."""
     federation = Federation(tmp_path, MODEL, quorum=1, aggregation_rule="fednova")
     good = federation.update("good", GOOD, steps=5)
     stranger = federation.update("stranger", GOOD, steps=5)
     boasting = federation.update("boasting", GOOD, steps=9007199254740992)
-    claims = federation.update("good", name="claims", status="absent", reason="\x1b[2Jgone")
-    out = federation.run([good, stranger, boasting, claims], asked={"good": 5, "boasting": 7})
-    said = {name: (e["share"], e["reason"]) for name, e in entry(out)["facilities"].items()}
-    assert said == {
+    claims = federation.update("good", name="claims", status="absent", reason="gone")
+    ill = federation.update("ill", status="absent", reason="\x1b[2Jgone")
+    asked = {"good": 5, "boasting": 7, "ill": 5, "late": 5, "lost": 5}
+    allowances = federation.allowances(asked)
+    out = federation.run([good, boasting, ill, stranger, claims], allowances=allowances)
+    assert {name: (e.share, e.reason) for name, e in facilities(out).items()} == {
         "good": (1.0, None),
-        "stranger": (0.0, "stranger was not asked for an update in this round"),
-        "boasting": (0.0, "it claims 9007199254740992 steps, it was asked for 7"),
-        "unknown-1": (0.0, " [2Jgone"),
+        "boasting": (0.0, "it is complete and claims 9007199254740992 steps, and was asked for 7"),
+        "ill": (0.0, "\\x1b[2Jgone"),
+        "late": (0.0, "it is made in the name of stranger, and late was asked for it"),
+        "lost": (0.0, "it is made in the name of good, and lost was asked for it"),
     }
 
 
@@ -417,8 +457,8 @@ def test_a_facility_may_have_the_name_of_one_that_has_none(tmp_path: Path) -> No
     federation = Federation(tmp_path, MODEL, quorum=1)
     nameless = federation.update("", GOOD, name="nameless")
     out = federation.run([nameless, federation.update("unknown-1", GOOD)])
-    said = {name: e["status"] for name, e in entry(out)["facilities"].items()}
-    assert said == {"unknown-1": "complete", "unknown-2": "refused"}
+    statuses = {name: e.status for name, e in facilities(out).items()}
+    assert statuses == {"unknown-1": "complete", "unknown-2": "refused"}
 
 
 def test_an_infinite_master_weight_is_a_damaged_one(tmp_path: Path) -> None:
@@ -462,7 +502,7 @@ def test_a_directory_too_deep_to_list_is_refused(tmp_path: Path) -> None:
         out = federation.run([evil, *good])
     finally:
         subprocess.run(["rm", "-rf", evil], check=True)
-    assert entry(out)["facilities"]["evil"]["status"] == "refused"
+    assert facilities(out)["evil"].status == "refused"
 
 
 def test_the_corpus_is_large() -> None:
@@ -474,16 +514,16 @@ def test_partial_and_absent_updates_are_inputs_like_any_other(tmp_path: Path) ->
     updates = [
         federation.update("complete", GOOD, tokens=300),
         federation.update("partial", GOOD, tokens=100, status="partial", reason="wall time"),
-        federation.update("away", None, status="absent", reason="queue", tokens=0, bytes=0),
+        federation.update("away", None, status="absent", reason="queue", tokens=0),
     ]
-    record = entry(federation.run(updates))
-    assert {f: e["share"] for f, e in record["facilities"].items()} == {
+    entries = facilities(federation.run(updates))
+    assert {name: each.share for name, each in entries.items()} == {
         "away": 0.0,
         "complete": 0.75,
         "partial": 0.25,
     }
-    assert record["facilities"]["away"]["reason"] == "queue"
-    assert record["facilities"]["partial"]["status"] == "partial"
+    assert entries["away"].reason == "queue"
+    assert entries["partial"].status == "partial"
 
 
 @pytest.mark.parametrize("file", ["state/master.model.safetensors", "state/state.json"])
@@ -502,6 +542,6 @@ def test_a_model_of_another_round_is_an_error(tmp_path: Path) -> None:
     federation = _federation(tmp_path)
     update = federation.update("a", GOOD)
     (federation.model / "config.json").write_text('{"x": 1}')
-    manifest.write(federation.model, "model", {"round": 0})
+    manifest.write(federation.model, ModelManifest(round=0))
     with pytest.raises(CrossFLError, match="is not the model that"):
         federation.run([update])

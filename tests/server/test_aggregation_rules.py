@@ -16,7 +16,7 @@ from crossfl.server import aggregation_rules
 from crossfl.server.aggregation_rules import UpdateStatistics, krum
 from crossfl.server.aggregation_rules.coordinatewise import _network, median, trimmed_mean
 from crossfl.server.optimizers import OPTIMIZERS
-from tests.support.federation import Federation, Values, entry, master
+from tests.support.federation import Federation, Values, facilities, master
 
 
 def _run(folder: Path, values: list[float], said: list[dict[str, Any]], **rules: Any) -> Any:
@@ -26,7 +26,7 @@ def _run(folder: Path, values: list[float], said: list[dict[str, Any]], **rules:
         for i, (v, fields) in enumerate(zip(values, said, strict=True))
     ]
     out = federation.run(updates)
-    shares = [f["share"] for f in entry(out)["facilities"].values()]
+    shares = [entry.share for entry in facilities(out).values()]
     return float(master(out)["w"][0]), shares
 
 
@@ -125,7 +125,7 @@ ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
 @pytest.mark.parametrize("aggregation_rule", ROBUST)
 def test_one_liar_among_five_moves_little(tmp_path: Path, aggregation_rule: str) -> None:
     model: Values = {"w": torch.zeros(1000), "v": torch.zeros(3, 3)}
-    rules = {"weighting": "equal", "max_norm_ratio": 1e9}
+    rules = {"weighting": "equal", "max_norm_ratio": 1e9, "max_norm": 1e9}
     federation = Federation(tmp_path, model, aggregation_rule=aggregation_rule, **rules)
     honest = {n: torch.ones_like(t) for n, t in model.items()}
     updates = []
@@ -153,6 +153,7 @@ def test_too_few_for_the_guarantee_is_an_error(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_every_pair_of_strategy_and_combination_runs(tmp_path: Path) -> None:
     for strategy, aggregation_rule in product(OPTIMIZERS, aggregation_rules.RULES):
         folder = tmp_path / f"{strategy}-{aggregation_rule}"

@@ -2,19 +2,25 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.protocol.records import Aggregation, Facility, Retention, from_words
+from crossfl.protocol.layout import MANIFEST, RUN
+from crossfl.protocol.manifest import ModelManifest
+from crossfl.protocol.records import Aggregation, Facility, Retention, Training
+from crossfl.protocol.state import ServerState
+from crossfl.protocol.variables import JOURNAL
+from crossfl.server import state as server_state
 from crossfl.server.journal import journal
-from crossfl.server.state import ServerState
-from crossfl.steps import aggregate, plan
+from crossfl.server.planning.fixed import Plan, plan
+from crossfl.server.resume import resume
+from crossfl.server.rounds import PassedThrough, aggregate
 from crossfl.storage import locks, manifest
 from tests.support.loop import ROUNDS, WEIGHTS, Cut, Federation
 from tests.support.paths import DATA
@@ -23,11 +29,11 @@ from tests.support.paths import DATA
 @contextmanager
 def journal_at(path: Path | None) -> Iterator[None]:
     if path is not None:
-        os.environ[journal.VARIABLE] = str(path)
+        os.environ[JOURNAL] = str(path)
     try:
         yield
     finally:
-        os.environ.pop(journal.VARIABLE, None)
+        os.environ.pop(JOURNAL, None)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_cut_off_anywhere_it_goes_on(tmp_path: Path, place: Path, undisturbed: b
         assert twice <= set(interrupted) and len({round_ for _, round_ in twice}) <= 1, cut
         assert {round_ for _, round_ in federation.trained} == {1, 2, 3}
         (run,) = journal.runs(place)
-        assert run.finished
+        assert run.description.finished
 
 
 def test_a_finished_federation_begins_anew(tmp_path: Path, place: Path, undisturbed: bytes) -> None:
@@ -88,22 +94,21 @@ def test_a_changed_configuration_is_refused_with_the_difference(
     assert changed.trained == otherwise.trained == []
 
     (run,) = journal.runs(place)
-    assert cli.main(["runs", "fork", run.path.name]) == 0
+    assert cli.main(["runs", "unlock", run.path.name]) == 0
     changed.words = otherwise.words
     changed.run()
     assert [round_ for _, round_ in changed.trained] == [2, 2]
     (run,) = journal.runs(place)
-    assert run.configuration["rounds"] == 2 and not run.forked and run.finished
-    assert run.configuration["training"]["learning_rate"] == 0.5
+    assert run.description.finished and not run.description.unlocked
+    assert run.description.configuration["rounds"] == 2
+    assert run.description.configuration["training"]["learning_rate"] == 0.5
 
 
 def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
     with pytest.raises(Cut):
         Federation(tmp_path / "run").run("after 5")
     (run,) = journal.runs(place)
-    cli.main(["runs", "fork", run.path.name])
-    from crossfl.steps.initialise import resume
-
+    cli.main(["runs", "unlock", run.path.name])
     with pytest.raises(CrossFLError, match="a run of diloco cannot go on with fedadam"):
         resume(
             run.rounds()[-1],
@@ -130,7 +135,7 @@ def test_a_damaged_round_is_set_aside(
     last = run.rounds()[-1]
     assert last.name == "000002"
     if damage == "truncated history":
-        path = last / "state" / "history.jsonl"
+        path = last / "state" / "history" / "000001.jsonl"
         path.write_bytes(path.read_bytes()[:-20])
     elif damage == "flipped bit":
         path = last / WEIGHTS
@@ -151,10 +156,10 @@ def test_a_journal_of_a_newer_version(tmp_path: Path, place: Path) -> None:
     with pytest.raises(Cut):
         Federation(tmp_path / "run").run("after 5")
     (run,) = journal.runs(place)
-    file = run.path / journal.RUN
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+    file = run.path / RUN
+    file.write_text(file.read_text().replace('"format": 2', '"format": 3'))
     before = sorted(place.rglob("*"))
-    with pytest.raises(CrossFLError, match=r"has format 2, this crossfl .* reads format 1"):
+    with pytest.raises(CrossFLError, match=r"has format 3, this crossfl .* reads format 2"):
         journal.find(place, {})
     assert sorted(place.rglob("*")) == before
 
@@ -187,8 +192,8 @@ def test_another_run_that_publishes_the_same_round(tmp_path: Path, place: Path) 
     run.publish(model, state, Retention())  # the same: by a step that outlived its engine
     other = tmp_path / "other"
     shutil.copytree(state, other)
-    (other / manifest.FILE).unlink()
-    replace(ServerState.load(state), model="0" * 64).save(other)
+    (other / MANIFEST).unlink()
+    server_state.save(server_state.load(state).replace(model="0" * 64), other)
     with pytest.raises(CrossFLError, match="is there already: another run"):
         run.publish(model, other, Retention())
 
@@ -197,16 +202,18 @@ def _published(folder: Path, losses: list[float], retention: Retention) -> set[i
     """Publish rounds of which each says the loss of the one before; the rounds that are kept."""
     folder.mkdir()
     run = journal.begin(folder, {})
-    server = ServerState(rounds=9, seed=0, aggregation=Aggregation(), started=0.0, model="")
+    server = ServerState(rounds=9, aggregation=Aggregation(), started=0.0, model="0" * 64)
     for number in range(len(losses) + 1):
         model, state = (folder.parent / f"{folder.name}-{number}-{x}" for x in ("model", "state"))
         for path in (model, state):
             path.mkdir()
         (model / "weights").write_text(str(number))
-        digest = manifest.write(model, "model", {"round": number})["digest"]
-        history = [{"round": i + 1, "loss": loss} for i, loss in enumerate(losses[:number])]
-        server = replace(server, round=number, model=digest, history=history)
-        server.save(state)
+        digest = manifest.write(model, ModelManifest(round=number)).digest
+        best = sorted((loss, before) for before, loss in enumerate(losses[:number]))
+        server = server.replace(
+            round=number, model=digest, best=tuple((before, loss) for loss, before in best)
+        )
+        server_state.save(server, state)
         run.publish(model, state, retention)
     return {int(path.name) for path in run.rounds()}
 
@@ -245,11 +252,11 @@ def test_waits_take_no_place_of_rounds(tmp_path: Path, place: Path) -> None:
         Federation(tmp_path / "run").run("after 9")
     (run,) = journal.runs(place)
     last = run.rounds()[-1]
-    server = ServerState.load(last / "state")
+    server = server_state.load(last / "state")
     for waits in (1, 2, 3):
         state = tmp_path / f"wait-{waits}"
         shutil.copytree(last / "state", state)
-        replace(server, waits=waits).save(state)
+        server_state.save(server.replace(waits=waits), state)
         run.publish(last / "global_model", state, Retention(keep_last=2, keep_best=0))
     assert [path.name for path in run.rounds()] == ["000001", "000002", "000002-000003"]
 
@@ -282,10 +289,11 @@ def test_what_the_loop_is_given_after_the_last_round(tmp_path: Path, place: Path
     with pytest.raises(Cut):
         Federation(tmp_path / "run").run("after 13")
     (run,) = journal.runs(place)
-    state = ServerState.load(run.rounds()[-1] / "state")
-    facilities = [from_words(["name=leonardo", "dataset=words"], Facility)]
-    assert plan.plan(state, facilities, 1, "train") == (ROUNDS, [])
     folder = run.rounds()[-1]
-    more = aggregate.aggregate(folder / "global_model", folder / "state", [], tmp_path / "out")
-    assert not more
+    state, now = server_state.load(folder / "state"), time.time()
+    facilities = [Facility(name="leonardo", dataset="words")]
+    planned = plan(state, facilities, 1, Training(), "train", more=state.more(now))
+    assert planned == Plan(ROUNDS, [], [])
+    outcome = aggregate(folder / "global_model", folder / "state", [], tmp_path / "out", now)
+    assert isinstance(outcome, PassedThrough) and not outcome.state.more(now)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()

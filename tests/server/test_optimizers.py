@@ -128,4 +128,4 @@ def test_closed_form_through_files(tmp_path: Path, name: str) -> None:
         out = federation.run([update], f"out{number}")
         torch.testing.assert_close(master(out)["w"], torch.full((3,), value))
         federation.model, federation.state = out / "global_model", out / "state"
-        federation.server.round, federation.server.model = number, entry(out)["model"]
+        federation.server = federation.server.replace(round=number, model=entry(out).model)

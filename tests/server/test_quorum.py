@@ -2,22 +2,29 @@
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.records import Aggregation, Task
-from crossfl.server.admission import Excluded, Update, share_present
-from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import aggregate
-from crossfl.steps.plan import plan
+from crossfl.protocol.layout import MANIFEST
+from crossfl.protocol.manifest import StateManifest, UpdateManifest
+from crossfl.protocol.records import Aggregation, Allowance, Task
+from crossfl.protocol.state import FacilityLedger, ServerState
+from crossfl.server import rounds
+from crossfl.server import state as server_state
+from crossfl.server.admission import Update
+from crossfl.server.deliveries import Exclusion
+from crossfl.server.planning.fixed import plan
+from crossfl.server.quorum import share_present
+from crossfl.server.rounds import Outcome, Skipped, Waiting
 from crossfl.steps.train import absent
 from crossfl.storage import manifest
 from crossfl.storage.delta import Delta
 from crossfl.storage.job import Job
+from tests.support.federation import write_document
 from tests.support.paths import ROUND
 
 WEIGHTS = Path("global_model", "model.safetensors")
@@ -27,23 +34,36 @@ REASON = "Slurm job 7 ended in TIMEOUT"
 @pytest.fixture
 def missing(tmp_path: Path, job: Job) -> Path:
     """An update of karolina's that says why it is none."""
-    absent(_task(ServerState.load(ROUND / "state"), job, "karolina"), REASON, tmp_path / "missing")
+    task = _task(server_state.load(ROUND / "state"), job, "karolina")
+    absent(task, REASON, tmp_path / "missing")
     return tmp_path / "missing" / "update"
 
 
 def _task(state: ServerState, job: Job, facility: str) -> Task:
-    tasks = plan(state, job.facilities, job.local_steps, "train")[1]
+    tasks = plan(state, job.facilities, job.local_steps, job.training, "train").tasks
     return next(task for task in tasks if task.facility == facility)
+
+
+def aggregate(
+    model: Path,
+    state: Path,
+    updates: Sequence[Path],
+    out: Path,
+    allowances: Sequence[Allowance] | None = None,
+) -> Outcome:
+    """The end of the round, an hour after the federation began."""
+    now = server_state.load(ROUND / "state").started + 3600
+    return rounds.aggregate(model, state, updates, out, now, allowances=allowances)
 
 
 def _state(folder: Path, **rules: Any) -> Path:
     """The state of `tests/cwl/round` under other rules."""
-    server = ServerState.load(ROUND / "state")
+    server = server_state.load(ROUND / "state")
     folder.mkdir()
     for path in (ROUND / "state").glob("*.safetensors"):
         (folder / path.name).write_bytes(path.read_bytes())
     rules = server.aggregation.asdict() | rules
-    replace(server, aggregation=Aggregation.parse(rules)).save(folder)
+    server_state.save(server.replace(aggregation=Aggregation.parse(rules)), folder)
     return folder
 
 
@@ -64,15 +84,17 @@ def test_stop_says_who_is_missing_and_why(tmp_path: Path, missing: Path) -> None
 
 def test_skip_counts_the_round_and_keeps_the_model(tmp_path: Path, missing: Path, job: Job) -> None:
     state = _state(tmp_path / "state", quorum=2, below_quorum="skip")
-    assert aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "out")
+    outcome = aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "out")
+    assert isinstance(outcome, Skipped)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == _base(ROUND / "global_model")
-    after = ServerState.load(tmp_path / "out" / "state")
-    manifest.verify(tmp_path / "out" / "state", "state")
-    entry = after.history[-1]
-    assert (after.round, entry["round"]) == (1, 1)
-    assert "the quorum is 2" in entry["skipped"]
-    assert entry["facilities"]["karolina"]["reason"] == REASON
-    assert entry["facilities"]["leonardo"]["status"] == "unused"
+    after = server_state.load(tmp_path / "out" / "state")
+    manifest.verify(tmp_path / "out" / "state", StateManifest)
+    (entry,) = server_state.history(tmp_path / "out" / "state")
+    assert entry == outcome.entry
+    assert (after.round, entry.round) == (1, 1)
+    assert "the quorum is 2" in str(entry.skipped)
+    assert entry.facilities["karolina"].reason == REASON
+    assert entry.facilities["leonardo"].status == "unused"
     assert _task(after, job, "leonardo").samples_seen == 0  # what it saw counts for nothing
     assert _task(after, job, "leonardo").base == after.model
 
@@ -83,21 +105,24 @@ def test_wait_asks_again_who_was_missing_and_loses_nothing(
     rules = {"quorum": 2, "below_quorum": "wait", "wait_seconds": 0.0}
     state = _state(tmp_path / "state", **rules)
     model = ROUND / "global_model"
-    assert aggregate(model, state, _updates(missing), tmp_path / "first")
+    outcome = aggregate(model, state, _updates(missing), tmp_path / "first")
+    assert isinstance(outcome, Waiting)
     waiting = tmp_path / "first" / "state"
-    server = ServerState.load(waiting)
-    manifest.verify(waiting, "state")
-    assert (server.round, server.held, server.waits) == (0, ["leonardo"], 1)
-    tasks = plan(server, job.facilities, job.local_steps, "train")[1]
-    assert [task.facility for task in tasks] == ["karolina"]
+    server = server_state.load(waiting)
+    manifest.verify(waiting, StateManifest)
+    assert (server.round, server.held, server.waits) == (0, ("leonardo",), 1)
+    planned = plan(server, job.facilities, job.local_steps, job.training, "train")
+    assert [task.facility for task in planned.tasks] == ["karolina"]
+    assert {a.facility: a.steps for a in planned.allowances} == {"karolina": 3, "leonardo": 0}
 
     update = ROUND / "karolina" / "update"
     aggregate(tmp_path / "first" / "global_model", waiting, [update], tmp_path / "second")
     aggregate(model, _state(tmp_path / "at once"), _updates(update), tmp_path / "third")
     together = (tmp_path / "third" / WEIGHTS).read_bytes()
     assert (tmp_path / "second" / WEIGHTS).read_bytes() == together
-    after = ServerState.load(tmp_path / "second" / "state")
-    assert (after.round, after.held, after.history[-1]["waits"]) == (1, [], 1)
+    after = server_state.load(tmp_path / "second" / "state")
+    (entry,) = server_state.history(tmp_path / "second" / "state")
+    assert (after.round, after.held, entry.waits) == (1, (), 1)
     assert not (tmp_path / "second" / "state" / "updates").exists()
 
 
@@ -115,21 +140,23 @@ def test_what_arrived_damaged_is_asked_for_again(tmp_path: Path, missing: Path) 
     data[-1] ^= 1
     (damaged / "delta.safetensors").write_bytes(data)
     model, state = ROUND / "global_model", _state(tmp_path / "state", **rules)
-    assert aggregate(model, state, [damaged, missing], tmp_path / "out")
-    assert ServerState.load(tmp_path / "out" / "state").held == []
+    outcome = aggregate(model, state, [damaged, missing], tmp_path / "out")
+    assert isinstance(outcome, Waiting)
+    assert server_state.load(tmp_path / "out" / "state").held == ()
 
 
 def test_the_time_that_runs_out_in_a_wait_ends_the_run(tmp_path: Path, missing: Path) -> None:
     """What is held is not averaged below the quorum because nobody else was asked any more."""
-    rules = {"below_quorum": "wait", "budget_seconds": 1e12}
+    rules = {"below_quorum": "wait", "budget_seconds": 1e9}
     state = _state(tmp_path / "state", **rules)
-    assert aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "first")
+    outcome = aggregate(ROUND / "global_model", state, _updates(missing), tmp_path / "first")
+    assert isinstance(outcome, Waiting)
     waiting = tmp_path / "first" / "state"
-    late = replace(ServerState.load(waiting), started=-1e13)
-    late.save(waiting)
+    late = server_state.load(waiting)
+    late = late.replace(aggregation=late.aggregation.replace(budget_seconds=60.0))
     model = tmp_path / "first" / "global_model"
-    for held in (["leonardo"], []):
-        replace(late, held=held).save(waiting)
+    for held in (("leonardo",), ()):
+        server_state.save(late.replace(held=held), waiting)
         with pytest.raises(CrossFLError, match=r"budget_seconds ran out while round 1 waited"):
             aggregate(model, waiting, [], tmp_path / "second")
     assert not (tmp_path / "second").exists()
@@ -137,17 +164,21 @@ def test_the_time_that_runs_out_in_a_wait_ends_the_run(tmp_path: Path, missing: 
 
 def test_the_quorum_is_of_those_who_were_asked(tmp_path: Path) -> None:
     """What came under another name, or not at all, is missing under its own."""
-    asked, update = {"leonardo": 2, "karolina": 2}, ROUND / "leonardo" / "update"
-    model, out = ROUND / "global_model", tmp_path / "out"
-    with pytest.raises(CrossFLError, match="karolina is absent: no update came in its name"):
-        aggregate(model, _state(tmp_path / "all"), [update], out, asked=asked)
-    stranger = shutil.copytree(ROUND / "karolina" / "update", tmp_path / "stranger")
-    said = json.loads((stranger / manifest.FILE).read_text()) | {"facility": "stranger"}
-    said.pop("seal")
-    (stranger / manifest.FILE).write_text(json.dumps(said | {"seal": manifest.seal(said)}))
+    asked = [
+        Allowance(facility=name, steps=2, samples=8, tokens=384)
+        for name in ("leonardo", "karolina")
+    ]
+    model, out, update = ROUND / "global_model", tmp_path / "out", ROUND / "leonardo" / "update"
+    with pytest.raises(CrossFLError, match="1 updates were given, and 2 facilities were asked"):
+        aggregate(model, _state(tmp_path / "all"), [update], out, asked)
+    stranger = Path(shutil.copytree(ROUND / "karolina" / "update", tmp_path / "stranger"))
+    document = json.loads((stranger / MANIFEST).read_text())
+    write_document(stranger, document | {"facility": "stranger"})
+    with pytest.raises(CrossFLError, match="karolina is refused: it is made in the name of strang"):
+        aggregate(model, _state(tmp_path / "both"), [update, stranger], out, asked)
     state = _state(tmp_path / "half", quorum_share=0.6)
     with pytest.raises(CrossFLError, match=r"1 of 2 updates .* have 0\.5 of the weight"):
-        aggregate(model, state, [update, stranger], out, asked=asked)
+        aggregate(model, state, [update, stranger], out, asked)
 
 
 @pytest.mark.parametrize(("share", "enough"), [(0.5, True), (0.51, False)])
@@ -162,11 +193,10 @@ def test_a_quorum_by_weight(tmp_path: Path, missing: Path, share: float, enough:
 
 
 def test_the_weight_that_is_missing_is_what_it_was_last(tmp_path: Path) -> None:
-    server = ServerState.load(ROUND / "state")
-    entry = {"status": "complete", "share": 0.75, "samples": 24}
-    server.history.append({"round": 1, "facilities": {"karolina": entry}})
+    ledger = {"karolina": FacilityLedger(counted=1, last_samples=24)}
+    server = server_state.load(ROUND / "state").replace(ledger=ledger)
     path = ROUND / "leonardo" / "update"
-    present = Update("leonardo", path, manifest.read(path, "update"), Delta(path))
-    gone = Excluded("karolina", "absent", REASON, {})
-    assert present.manifest["samples"] == 8
+    present = Update(path, manifest.read(path, UpdateManifest), Delta(path), None)
+    gone = Exclusion("karolina", "absent", REASON)
+    assert present.manifest.samples == 8
     assert share_present([present], [gone], server) == 0.25

@@ -4,7 +4,12 @@ Against real sshd and Slurm it is tried in `tests/schedulers`.
 """
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ import pytest
 import yaml
 
 from crossfl import cli
+from crossfl.sites.check.probe import MARK, PACKAGES
+from crossfl.sites.check.table import LONGEST
 from tests.support.paths import CWL, ROOT
 
 Document = dict[str, Any]
@@ -21,7 +28,7 @@ Check = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Check the federation of the tests after a change; the exit status, and what is said."""
+    """Check the federation of the tests after a change; the exit status, and what is printed."""
 
     def command(change: Change, *words: str, script: str | None = None) -> tuple[int, str]:
         document = yaml.safe_load((CWL / "streamflow.yml").read_text())
@@ -36,14 +43,14 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
         if script is not None:
             (tmp_path / "site.sh").write_text(script)
         status = cli.main(["check", str(path), *words])
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
 
     return command
 
 
-def rows(said: str) -> dict[tuple[str, str], dict[str, str]]:
-    return {(row["facility"], row["check"]): row for row in json.loads(said)["results"]}
+def rows(output: str) -> dict[tuple[str, str], dict[str, str]]:
+    return {(row["facility"], row["check"]): row for row in json.loads(output)["results"]}
 
 
 def nothing(document: Document) -> None:
@@ -69,25 +76,25 @@ def with_script(document: Document) -> None:
 
 @pytest.mark.parametrize("words", [("--offline",), ()])
 def test_all_is_well(words: tuple[str, ...], check: Check) -> None:
-    status, said = check(nothing, "--format", "json", "--room", "0.001", *words)
-    assert status == 0, said
-    assert json.loads(said)["passed"]
-    found = rows(said)
-    assert {row["status"] for row in found.values()} == {"pass"}
-    assert (("leonardo", "dataset words") in found) == (not words)
-    assert (("karolina", "environment") in found) == (not words)
+    status, output = check(nothing, "--format", "json", "--room", "0.001", *words)
+    assert status == 0, output
+    assert json.loads(output)["passed"]
+    results = rows(output)
+    assert {row["status"] for row in results.values()} == {"pass"}
+    assert (("leonardo", "dataset words") in results) == (not words)
+    assert (("karolina", "environment") in results) == (not words)
 
 
 def test_the_table(check: Check) -> None:
-    status, said = check(nothing, "--facility", "karolina", "--offline")
+    status, output = check(nothing, "--facility", "karolina", "--offline")
     assert status == 0
-    assert "how to fix" in said and "karolina" in said and "leonardo" not in said
-    assert "4 pass" in said
+    assert "how to fix" in output and "karolina" in output and "leonardo" not in output
+    assert "4 pass" in output
 
 
 def bindings(document: Document) -> list[Document]:
-    found: list[Document] = document["workflows"]["federation"]["bindings"]
-    return found
+    entries: list[Document] = document["workflows"]["federation"]["bindings"]
+    return entries
 
 
 BAD_INPUT: dict[str, tuple[Change, tuple[str, ...], str]] = {
@@ -106,7 +113,7 @@ BAD_INPUT: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "deployment": (
         lambda d: d["deployments"].pop("karolina"),
         (),
-        "a binding names no deployment: 'karolina'",
+        "a binding names a deployment that does not exist: 'karolina'",
     ),
     "facility": (
         lambda d: [b.update(target={"deployment": "leonardo"}) for b in bindings(d)[1:]],
@@ -123,7 +130,7 @@ BAD_INPUT: dict[str, tuple[Change, tuple[str, ...], str]] = {
         (),
         "cannot be read as a job file",
     ),
-    "script": (with_script, (), "the job script of karolina is not there"),
+    "script": (with_script, (), "the job script of karolina does not exist"),
     "name": (nothing, ("--facility", "lumi"), "has no facility 'lumi'"),
     "wait": (nothing, ("--wait", "0"), "--wait takes at least 1 second"),
     "submit": (nothing, ("--submit", "--offline"), "leave out --offline"),
@@ -133,10 +140,10 @@ BAD_INPUT: dict[str, tuple[Change, tuple[str, ...], str]] = {
 @pytest.mark.parametrize("what", BAD_INPUT)
 def test_bad_input(what: str, check: Check) -> None:
     change, words, message = BAD_INPUT[what]
-    status, said = check(change, *words)
+    status, output = check(change, *words)
     assert status == cli.BAD_INPUT
-    assert said.startswith("crossfl check: ")
-    assert message in said
+    assert output.startswith("crossfl check: ")
+    assert message in output
 
 
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,13 +162,13 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_file_without_a_job_is_only_a_warning(check: Check) -> None:
-    status, said = check(
+    status, output = check(
         lambda d: d["workflows"]["federation"]["config"].pop("settings"),
         "--offline",
         "--format=json",
     )
     assert status == 0
-    assert rows(said)["streamflow.yml", "job file"]["status"] == "warn"
+    assert rows(output)["streamflow.yml", "job file"]["status"] == "warn"
 
 
 SCRIPTS = {
@@ -174,8 +181,8 @@ SCRIPTS = {
 @pytest.mark.parametrize("what", SCRIPTS)
 def test_job_scripts(what: str, check: Check) -> None:
     text, message = SCRIPTS[what]
-    status, said = check(with_script, "--offline", "--format", "json", script=text)
-    row = rows(said)["karolina", what]
+    status, output = check(with_script, "--offline", "--format", "json", script=text)
+    row = rows(output)["karolina", what]
     if row["status"] == "skip":
         pytest.skip(row["result"])
     assert status == 1
@@ -183,15 +190,15 @@ def test_job_scripts(what: str, check: Check) -> None:
 
 
 def test_a_job_script_without_the_command(check: Check) -> None:
-    status, said = check(with_script, "--offline", "--format", "json", script="true\n")
+    status, output = check(with_script, "--offline", "--format", "json", script="true\n")
     assert status == 1
-    assert "has no {{streamflow_command}}" in rows(said)["karolina", "job script"]["result"]
+    assert "has no {{streamflow_command}}" in rows(output)["karolina", "job script"]["result"]
 
 
 def test_a_binding_without_the_service(check: Check) -> None:
-    status, said = check(behind_ssh, "--offline", "--format", "json")
+    status, output = check(behind_ssh, "--offline", "--format", "json")
     assert status == 0
-    row = rows(said)["karolina", "job script"]
+    row = rows(output)["karolina", "job script"]
     assert row["status"] == "warn" and "names no service" in row["result"]
 
 
@@ -221,24 +228,105 @@ FAULTS: dict[str, tuple[Change, tuple[str, ...], str, str]] = {
 @pytest.mark.parametrize("what", FAULTS)
 def test_faults(what: str, check: Check) -> None:
     change, words, message, fix = FAULTS[what]
-    status, said = check(change, "--format", "json", *words)
+    status, output = check(change, "--format", "json", *words)
     assert status == 1
-    found = rows(said)
-    row = found["karolina", what]
+    results = rows(output)
+    row = results["karolina", what]
     assert row["status"] == "fail"
     assert message in row["result"] and row["fix"].startswith(fix)
-    failed = {key for key, row in found.items() if row["status"] == "fail"}
+    failed = {key for key, row in results.items() if row["status"] == "fail"}
     assert failed == {("karolina", what)}, "the others are not touched by it"
-    assert (("karolina", "all else") in found) == (what == "login")
+    assert (("karolina", "remaining checks") in results) == (what == "login")
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07 \u202etxt.exe\u2066"
+
+
+def fake_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have this machine answer the probe with a script's output, at a facility `engines_own`."""
+    path = folder / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CROSSFL_FACILITY", "karolina")
+    monkeypatch.setenv("CROSSFL_DATA", str(CWL / "data" / "karolina"))
+
+
+def engines_own(document: Document) -> None:
+    """Reach karolina with the engine's own connector, which leaves PATH as it is."""
+    document["deployments"]["karolina"] = {"type": "local", "config": {}}
+
+
+def answer(**changes: Any) -> str:
+    """The script of a facility that answers the probe as it likes."""
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    observation = {"host": "node", "python": "3.11.7", "packages": packages, "absent": []}
+    return f"echo {shlex.quote(f'{MARK} {json.dumps(observation | changes)}')}"
+
+
+@pytest.mark.parametrize("where", ["version", "package", "output"])
+def test_a_facility_cannot_command_the_terminal(
+    where: str, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {
+        "version": answer(python=f"3.11{HOSTILE}"),
+        "package": answer(packages={"crossfl": f"1.0{HOSTILE}", "torch": None}),
+        "output": f"printf %s {shlex.quote(HOSTILE)} >&2; exit 1",
+    }[where]
+    fake_python(tmp_path, monkeypatch, script)
+    words = ("--facility=karolina", "--room=0.001")
+    status, output = check(engines_own, "--format=json", *words)
+    row = rows(output)["karolina", "environment"]
+    assert status == (0 if where == "version" else 1)
+    assert row["status"] == ("pass" if where == "version" else "fail")
+    assert r"\x1b[2J\x1b]0;owned\x07 \u202etxt.exe\u2066" in row["result"]
+    assert all(line.isprintable() for value in row.values() for line in value.split("\n"))
+    _, output = check(engines_own, *words)
+    assert "owned" in output
+    assert all(line.isprintable() for line in output.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [f"echo '{MARK} {{\"host\": 1}}'", f"echo '{MARK} {{broken}}'", answer(absent="words")],
+)
+def test_a_malformed_answer(
+    script: str, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_python(tmp_path, monkeypatch, script)
+    status, output = check(engines_own, "--format=json", "--facility=karolina", "--room=0.001")
+    row = rows(output)["karolina", "environment"]
+    assert status == 1
+    assert row["status"] == "fail"
+    assert row["result"].startswith("the answer of the probe is malformed: ")
+
+
+def test_a_long_answer_is_cut(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_python(tmp_path, monkeypatch, "head -c 100000 /dev/zero | tr '\\0' x; exit 1")
+    _, output = check(engines_own, "--format=json", "--facility=karolina", "--room=0.001")
+    assert rows(output)["karolina", "environment"]["result"] == "x" * (LONGEST - 1) + "…"
+
+
+def test_no_engine_is_imported_to_read_flags() -> None:
+    code = (
+        "import sys; from crossfl.sites import bind; from crossfl.sites.check import command; "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not {"streamflow", "asyncssh", "rich", "torch"} & modules
 
 
 def test_too_little_room(check: Check, tmp_path: Path) -> None:
-    status, said = check(
+    status, output = check(
         lambda d: d["deployments"]["vm"].update(workdir=str(tmp_path / "not" / "yet")),
         "--format=json",
         "--room=1e9",
     )
     assert status == 1
-    row = rows(said)["vm", "work folder"]
+    row = rows(output)["vm", "work folder"]
     assert row["status"] == "fail" and "GiB free" in row["result"] and "--room" in row["fix"]
     assert not (tmp_path / "not").exists(), "it leaves nothing behind"

@@ -20,8 +20,9 @@ import yaml
 
 from crossfl import cli
 from crossfl.errors import CrossFLError
-from crossfl.sites import bind
-from crossfl.sites.environment import PLACEHOLDER, SETTINGS, Environment, Place
+from crossfl.sites.environment import PLACEHOLDER, Environment
+from crossfl.sites.settings import SETTINGS, Place, read_settings
+from crossfl.sites.streamflow_file import FACILITY_STEPS, steps_of, validate
 from tests.support.paths import CWL, ROOT
 
 ENVIRONMENTS = ROOT / "environments"
@@ -45,7 +46,7 @@ HOSTILE = [
     "a; id", "a;id", "$(id)", "`id`", "a\nid", "a\n", "\na", "a b", "a'b", 'a"b', "-a", "--wrap=id",
     "a|id", "a&id", "a>b", "a<b", "a\\b", "a*", "a{{b}}", "{%b%}", "a#b", "", " ", "a\0b", "ä", "~",
 ]  # fmt: skip
-STEPS = bind.steps(ROOT / "workflows" / "federated.cwl")
+STEPS = steps_of(ROOT / "workflows" / "federated.cwl")
 Bind = Callable[..., tuple[int, str]]
 
 
@@ -53,13 +54,13 @@ Bind = Callable[..., tuple[int, str]]
 def crossfl_bind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Bind:
-    """Run `crossfl bind` in an empty folder; its exit status, and what it said."""
+    """Run `crossfl bind` in an empty folder; its exit status, and what it printed."""
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str | Path) -> tuple[int, str]:
         status = cli.main(["bind", *(str(word) for word in words)])
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
 
     return command
 
@@ -88,10 +89,10 @@ def test_the_environments_that_are_promised() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_environment_composes(name: str, crossfl_bind: Bind) -> None:
     facility = f"my-{name}"
-    status, said = crossfl_bind("--facility", f"{facility}={name}", *required(name, facility))
-    assert status == 0, said
+    status, output = crossfl_bind("--facility", f"{facility}={name}", *required(name, facility))
+    assert status == 0, output
     document = load()
-    bind.validate(document)
+    validate(document)
     kinds = {d["type"] for d in document["deployments"].values()}
     assert kinds <= {"crossfl.local", "crossfl.ssh", "crossfl.slurm", "crossfl.pbs"}
     assert not PLACEHOLDER.search(Path("streamflow.yml").read_text())
@@ -103,15 +104,16 @@ def test_bindings_match_steps(crossfl_bind: Bind) -> None:
     crossfl_bind("--facility", "local", "--set", "local.folder=data")
     config = load()["workflows"]["federation"]
     assert not Path(config["config"]["file"]).is_absolute()
-    known = bind.steps(Path(config["config"]["file"])) | {"/"}
-    assert [b["step"] for b in config["bindings"]] == ["/", *bind.FACILITY_STEPS]
+    known = steps_of(Path(config["config"]["file"])) | {"/"}
+    assert [b["step"] for b in config["bindings"]] == ["/", *FACILITY_STEPS]
     assert {b["step"] for b in config["bindings"]} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
 def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
-    status, said = crossfl_bind("--facility", f"site={name}", *required(name, "site"))
-    assert status == 0, said
+    status, output = crossfl_bind("--facility", f"site={name}", *required(name, "site"))
+    assert status == 0, output
     path = Path("streamflow.d/site.sh")
     text = path.read_text()
     variables = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text))  # noqa: S701
@@ -132,11 +134,12 @@ def test_job_scripts(name: str, crossfl_bind: Bind) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["leonardo", "lumi", "polaris", "vm"])
 def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: Bind) -> None:
     words = required(name, "site", container="/work/crossfl.sif")
-    status, said = crossfl_bind("--facility", f"site={name}", *words)
-    assert status == 0, said
+    status, output = crossfl_bind("--facility", f"site={name}", *words)
+    assert status == 0, output
     text = Path("streamflow.d/site.sh").read_text()
     assert "activate" not in text and text.count("{{streamflow_command}}") == 1
     assert text.endswith('/work/crossfl.sif bash -c "trap : TERM USR1; $step"\n')
@@ -146,8 +149,8 @@ def test_a_container_in_place_of_a_virtual_environment(name: str, crossfl_bind: 
         (["--set", "site.nodes=2"], "jobs in a container have one node"),
     ):
         if name != "vm" or "nodes" not in message:
-            status, said = crossfl_bind("--facility", f"site={name}", *words, *more)
-            assert status == cli.BAD_INPUT and message in said
+            status, output = crossfl_bind("--facility", f"site={name}", *words, *more)
+            assert status == cli.BAD_INPUT and message in output
 
 
 @pytest.mark.parametrize(("staging", "folder"), [("SCRATCH", "/node/7"), ("/local", "/local")])
@@ -156,14 +159,46 @@ def test_staging(staging: str, folder: str, crossfl_bind: Bind, tmp_path: Path) 
     activate.parent.mkdir(parents=True)
     activate.touch()
     changes = {"venv": str(tmp_path / "venv"), "staging": staging}
-    status, said = crossfl_bind("--facility", "site=vm", *required("vm", "site", **changes))
-    assert status == 0, said
+    status, output = crossfl_bind("--facility", "site=vm", *required("vm", "site", **changes))
+    assert status == 0, output
     assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
     job = jinja2.Template(Path("streamflow.d/site.sh").read_text())
     script = job.render(streamflow_command='echo "$CROSSFL_STAGING"')
     environment = {"SCRATCH": "/node/7", "PATH": os.environ["PATH"]}
     done = subprocess.run(["bash"], input=script, env=environment, capture_output=True, text=True)
     assert done.stdout == f"{folder}\n", done.stderr
+
+
+def lines_of_job_script(crossfl_bind: Bind, name: str, **changes: str) -> list[str]:
+    status, printed = crossfl_bind("--facility", f"site={name}", *required(name, "site", **changes))
+    assert status == 0, printed
+    assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
+    return Path("streamflow.d/site.sh").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
+def test_what_may_leave(name: str, crossfl_bind: Bind) -> None:
+    variables = (
+        "CROSSFL_PROMPTS",
+        "CROSSFL_MIN_VALIDATION_SAMPLES",
+        "CROSSFL_MIN_VALIDATION_TOKENS",
+    )
+    script = "\n".join(lines_of_job_script(crossfl_bind, name))
+    assert not any(variable in script for variable in variables)
+    changes = {"prompts": "yes", "min_samples": "20", "min_tokens": "300"}
+    lines = lines_of_job_script(crossfl_bind, name, **changes)
+    exports = "\n".join(line for line in lines if any(v in line for v in variables))
+    show = exports + "".join(f'\necho "${variable}"' for variable in variables)
+    done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, env={})
+    assert done.stdout.split() == ["1", "20", "300"], done.stderr
+
+
+@pytest.mark.parametrize("value", ["no", "1", "true", "YES", "yes no"])
+def test_prompts_are_a_plain_yes(value: str, crossfl_bind: Bind) -> None:
+    words = required("vm", "site", prompts=value)
+    status, printed = crossfl_bind("--facility", "site=vm", *words)
+    assert status == cli.BAD_INPUT
+    assert f"site.prompts is {value!r}: `yes` lets the model complete" in printed
 
 
 def test_recipes_of_containers() -> None:
@@ -180,6 +215,7 @@ def test_recipes_of_containers() -> None:
     assert archive and f"docker save -o {archive[1]} crossfl" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_passes_the_check(
     name: str, crossfl_bind: Bind, capsys: pytest.CaptureFixture[str]
@@ -210,9 +246,10 @@ def test_hostile_settings_are_refused(setting: str, value: str) -> None:
     environment = next(e for e in SHIPPED if setting in e.placeholders())
     place = Place(name="site", environment=environment.name, settings={**DUMMY, setting: value})
     with pytest.raises(CrossFLError, match=re.escape(f"site.{setting} is {value!r}")):
-        place.values(environment, "site.sh")
+        environment.values(place, "site.sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 @pytest.mark.parametrize("source", ["--set", "--from"])
 def test_nothing_is_written_for_a_hostile_setting(
@@ -224,17 +261,17 @@ def test_nothing_is_written_for_a_hostile_setting(
         settings = {key: DUMMY[key] for key in ("data", "user", "venv", "workdir")}
         Path("mine.yml").write_text(json.dumps({"leonardo": settings | {"account": value}}))
         words = ["--from", "mine.yml"]
-    status, said = crossfl_bind("--facility", "leonardo", *words)
+    status, output = crossfl_bind("--facility", "leonardo", *words)
     assert status == cli.BAD_INPUT
-    assert f"leonardo.account is {value!r}" in said or "cannot be read" in said
+    assert f"leonardo.account is {value!r}" in output or "cannot be read" in output
     assert {path.name for path in Path().iterdir()} <= {"mine.yml"}
 
 
 @pytest.mark.parametrize("name", ["a; id", "$(id)", "a\nb", "-a", "A", "vm", "../a", "a/b", ""])
 def test_hostile_names_are_refused(name: str, crossfl_bind: Bind) -> None:
-    status, said = crossfl_bind(f"--facility={name}=local", "--set", "vm.environment=local")
+    status, output = crossfl_bind(f"--facility={name}=local", "--set", "vm.environment=local")
     assert status == cli.BAD_INPUT
-    assert "facility" in said
+    assert "facility" in output
     assert list(Path().iterdir()) == []
 
 
@@ -248,12 +285,12 @@ def test_what_is_accepted_means_nothing_to_a_shell(setting: str) -> None:
 
 
 def test_all_that_is_missing_is_said_at_once(crossfl_bind: Bind) -> None:
-    status, said = crossfl_bind("--facility", "leonardo", "--facility", "polaris")
+    status, output = crossfl_bind("--facility", "leonardo", "--facility", "polaris")
     assert status == cli.BAD_INPUT
-    assert said.count("crossfl bind:") == 1
+    assert output.count("crossfl bind:") == 1
     for facility in ("leonardo", "polaris"):
         for setting in ("account", "data", "user", "venv", "workdir"):
-            assert f"{facility}.{setting} is missing: {SETTINGS[setting].means}" in said
+            assert f"{facility}.{setting} is missing: {SETTINGS[setting].means}" in output
     assert list(Path().iterdir()) == []
 
 
@@ -281,19 +318,19 @@ def test_all_that_is_missing_is_said_at_once(crossfl_bind: Bind) -> None:
     ],
 )
 def test_mistakes_are_named(words: list[str | Path], message: str, crossfl_bind: Bind) -> None:
-    status, said = crossfl_bind(*words)
+    status, output = crossfl_bind(*words)
     assert status == cli.BAD_INPUT
-    assert message in said
+    assert message in output
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["eurohpc", "doe"])
 def test_ready_federations(name: str, crossfl_bind: Bind) -> None:
     path = ENVIRONMENTS / f"{name}.yml"
-    facilities = bind.read_settings(path)
+    facilities = read_settings(path)
     words = [word for f in facilities for word in required(f, f)]
-    status, said = crossfl_bind("--from", path, *words, "-o", f"{name}.yml")
-    assert status == 0, said
+    status, output = crossfl_bind("--from", path, *words, "-o", f"{name}.yml")
+    assert status == 0, output
     assert {*facilities, "vm"} <= set(load(Path(f"{name}.yml"))["deployments"])
     assert cli.main(["check", "--offline", f"{name}.yml"]) == 0
     assert "02:00:00" in Path(f"{name}.d/{next(iter(facilities))}.sh").read_text()
@@ -303,8 +340,8 @@ def test_the_aggregation_machine_may_be_another(crossfl_bind: Bind) -> None:
     Path("mine.yml").write_text("vm: {environment: vm, host: h}\nhere: {environment: local}\n")
     dummies = {key: DUMMY[key] for key in ("user", "venv", "workdir")}
     words = [word for k, v in dummies.items() for word in ("--set", f"vm.{k}={v}")]
-    status, said = crossfl_bind("--from", "mine.yml", "--set", "here.folder=data", *words)
-    assert status == 0, said
+    status, output = crossfl_bind("--from", "mine.yml", "--set", "here.folder=data", *words)
+    assert status == 0, output
     document = load()
     assert document["deployments"]["vm"]["type"] == "crossfl.ssh"
     target = document["workflows"]["federation"]["bindings"][0]["target"]
@@ -317,9 +354,9 @@ def test_what_others_made_stays(foreign: str, crossfl_bind: Bind) -> None:
     Path("streamflow.d").mkdir()
     Path(foreign).write_text("mine\n")
     words = ["--facility", "vega", *required("vega", "vega")]
-    status, said = crossfl_bind(*words)
+    status, output = crossfl_bind(*words)
     assert status == cli.BAD_INPUT
-    assert f"{foreign} is there, and not made by 'crossfl bind'" in said
+    assert f"{foreign} exists and was not made by 'crossfl bind'" in output
     assert Path(foreign).read_text() == "mine\n"
     assert [p for p in Path().rglob("*") if p.is_file()] == [Path(foreign)]
     for more in (["--force"], []):  # what was made by it may be made again
@@ -352,8 +389,8 @@ def test_a_facility_joins_and_leaves_without_a_change_of_cwl(crossfl_bind: Bind)
         (job["facilities"], []),
     ):
         Path("job.yml").write_text(yaml.safe_dump({**job, "facilities": facilities}))
-        status, said = crossfl_bind("--job", "job.yml", *words, *more)
-        assert status == 0, said
+        status, output = crossfl_bind("--job", "job.yml", *words, *more)
+        assert status == 0, output
         names = {facility["name"] for facility in facilities}
         document = load()
         assert names <= set(document["deployments"])
@@ -364,6 +401,9 @@ def test_a_facility_joins_and_leaves_without_a_change_of_cwl(crossfl_bind: Bind)
 
 
 def test_it_stays_light() -> None:
-    code = "import sys; from crossfl import bind; bind.engine_validator(); print(*sys.modules)"
+    code = (
+        "import sys; from crossfl.sites import bind, streamflow_file; "
+        "streamflow_file.engine_validator(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "accelerate"} & set(done.stdout.split())

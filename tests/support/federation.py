@@ -61,9 +61,7 @@ class Federation:
             text = json.dumps({"weight_map": index})
             (self.model / "model.safetensors.index.json").write_text(text)
         digest = manifest.write(self.model, ModelManifest(round=0)).digest
-        sums = first_state.write_tensors(
-            Tensors.of_model(self.model), self.aggregation, self.state
-        )
+        sums = first_state.write_tensors(Tensors.of_model(self.model), self.aggregation, self.state)
         server_state.write_signers(self.aggregation, self.state)
         self.server = ServerState(
             rounds=9,

@@ -11,6 +11,7 @@ refused and the others averaged as if it had not come.
 import argparse
 import copy
 import json
+import math
 import random
 import shutil
 import struct
@@ -122,13 +123,13 @@ def verdict(folder: Path) -> str:
     return "read"
 
 
-def fuzz(seconds: float, seed: int) -> Counter[str]:
-    """Verdicts on damaged files, as many as the time allows. Any other exception goes through."""
+def fuzz(seconds: float, seed: int, tries: float = math.inf) -> Counter[str]:
+    """Verdicts on damaged files, for so long and so many. Any other exception goes through."""
     chance, good, verdicts = random.Random(seed), seeds(), Counter[str]()
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "delta.safetensors")
-        while time.monotonic() < end:
+        while time.monotonic() < end and verdicts.total() < tries:
             path.write_bytes(damaged(chance.choice(good), chance))
             verdicts[verdict(Path(scratch))] += 1
     return verdicts
@@ -164,7 +165,7 @@ def damage_record(record: dict[str, Any], chance: random.Random) -> None:
                 inner[last] = copy.deepcopy(chance.choice(VALUES))
 
 
-def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
+def fuzz_manifests(seconds: float, seed: int, tries: float = math.inf) -> Counter[str]:
     """Verdicts on updates whose manifests are damaged. Any exception goes through."""
     chance, verdicts = random.Random(seed), Counter[str]()
     end = time.monotonic() + seconds
@@ -175,7 +176,7 @@ def fuzz_manifests(seconds: float, seed: int) -> Counter[str]:
         alone = snapshot(federation.run(good, "alone") / "global_model")
         evil = federation.update("evil", federation.deltas(2))
         sealed = json.loads((evil / MANIFEST).read_text())
-        while time.monotonic() < end:
+        while time.monotonic() < end and verdicts.total() < tries:
             record = copy.deepcopy(sealed)
             damage_record(record, chance)
             write_document(evil, record)

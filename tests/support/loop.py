@@ -66,9 +66,7 @@ class Federation:
         more = True
         while more:
             state = ("--state", here / "state")
-            planned = self.verb(
-                *("plan", *state, *facilities, *steps, *TRAINING, *self.words)
-            )
+            planned = self.verb(*("plan", *state, *facilities, *steps, *TRAINING, *self.words))
             plan = json.loads((planned / "cwl.output.json").read_text())
             updates: list[str | Path] = [
                 word

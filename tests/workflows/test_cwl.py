@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossfl.sites.bind import steps
+from crossfl.sites.streamflow_file import steps_of
 from tests.support.paths import CWL, DATA, ROOT
 from tests.support.processes import PRESERVE, Run
 
@@ -57,7 +57,7 @@ def test_every_binding_matches_a_step(path: Path) -> None:
         main = path.parent / workflow["config"]["file"]
         assert (path.parent / workflow["config"]["settings"]).is_file()
         for binding in workflow["bindings"]:
-            assert binding["step"] == "/" or binding["step"] in steps(main)
+            assert binding["step"] == "/" or binding["step"] in steps_of(main)
             targets = binding["target"]
             for target in targets if isinstance(targets, list) else [targets]:
                 assert target["deployment"] in document["deployments"]

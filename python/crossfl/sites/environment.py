@@ -1,75 +1,26 @@
-"""Environments: what a kind of place looks like to the engine, and what is the user's to set.
+"""Environments: what a kind of place looks like to the engine.
 
-An environment is a folder of `environments/`. Settings stand in `<angle brackets>` where it uses
-them; what they may look like is said here, once, so that none can mean anything to a shell, to a
-scheduler or to a template.
+An environment is a folder of `environments/`. Where it uses a setting of the user's, the name of
+the setting stands in `<angle brackets>`.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from crossfl.engine.placement import VM
 from crossfl.errors import CrossFLError
+from crossfl.sites.settings import SETTINGS, Place
 
 WAYS = ("venv", "container")
 """Settings that say where crossfl is installed, one of which is given; each ends its job script."""
 MARK = "made by 'crossfl bind'"
+"""In every file that `crossfl bind` makes."""
 PLACEHOLDER = re.compile(r"<([a-z_]+)>")
-SAFE = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-WORD = re.compile(SAFE)
-HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?")
-COUNT = re.compile(r"[1-9][0-9]{0,4}")
-TIME = re.compile(r"[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]")
-ABSOLUTE = re.compile(r"(/[A-Za-z0-9._+@-]+)+")
-LOCAL = re.compile(rf"(~/|/|(\.\./)+)?\.?{SAFE}(/\.?{SAFE})*")
-WORDS = re.compile(rf"{SAFE}(/{SAFE})*( {SAFE}(/{SAFE})*)*")
-
-
-class Setting(NamedTuple):
-    """What a setting means, and the only form it may have."""
-
-    means: str
-    form: re.Pattern[str] = WORD
-
-
-SETTINGS = {
-    "account": Setting("project that the jobs are charged to"),
-    "chunk": Setting(
-        "PBS resources of one node, like ncpus=64:ngpus=4",
-        re.compile(rf"[a-z_]+={SAFE}(:[a-z_]+={SAFE})*"),
-    ),
-    "container": Setting("Apptainer image with crossfl at the facility, absolute", ABSOLUTE),
-    "cpus": Setting("CPU cores of each rank", COUNT),
-    "data": Setting("folder of the datasets at the facility, absolute", ABSOLUTE),
-    "filesystems": Setting(
-        "file systems that the jobs use, like home:eagle", re.compile(r"[a-z_]+(:[a-z_]+)*")
-    ),
-    "folder": Setting("folder of the datasets, relative to the StreamFlow file", LOCAL),
-    "gpus": Setting("GPUs of each node", COUNT),
-    "host": Setting("login node, host or host:port", HOST),
-    "key": Setting("private ssh key on this machine, relative to the StreamFlow file", LOCAL),
-    "known_hosts": Setting("file with the host keys to trust, on this machine", LOCAL),
-    "models": Setting("folder of base models at the facility, absolute, for LoRA", ABSOLUTE),
-    "modules": Setting("environment modules to load, separated by blanks", WORDS),
-    "nodes": Setting("nodes of each job", COUNT),
-    "partition": Setting("Slurm partition"),
-    "qos": Setting("Slurm quality of service"),
-    "queue": Setting("PBS queue"),
-    "ranks": Setting("ranks on each node, as a rule one for each GPU", COUNT),
-    "staging": Setting(
-        "folder of a compute node for copies of model and data, absolute, or a variable with it",
-        re.compile(rf"[A-Z][A-Z0-9_]*|{ABSOLUTE.pattern}"),
-    ),
-    "time": Setting("wall-clock limit of each job, HH:MM:SS", TIME),
-    "user": Setting("login name there"),
-    "venv": Setting("virtual environment with crossfl at the facility, absolute", ABSOLUTE),
-    "workdir": Setting("scratch folder there for jobs and caches, absolute", ABSOLUTE),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,46 +70,41 @@ class Environment:
         texts = (yaml.safe_dump(self.deployments), self.script, *self.endings.values())
         return sorted({name for text in texts for name in PLACEHOLDER.findall(text)})
 
+    def values(self, place: Place, template: str) -> dict[str, str | None]:
+        """A value for each placeholder, at a place; `None` where it is left out.
 
-@dataclass(kw_only=True)
-class Place:
-    """A facility, or the aggregation VM, as the user declares it."""
-
-    name: str
-    environment: str
-    settings: dict[str, str] = field(default_factory=dict)
-
-    def values(self, environment: Environment, template: str) -> dict[str, str | None]:
-        """A value for each placeholder of the environment; `None` where it is left out.
+        Args:
+            place: the facility, with the settings that the user gives.
+            template: path of its job script, relative to the StreamFlow file.
 
         Raises:
             CrossFLError: settings are missing, unknown or malformed, all of them in one message.
         """
-        facility = None if self.name == VM else self.name
-        built_in = {"name": self.name, "facility": facility, "template": template}
+        facility = None if place.name == VM else place.name
+        built_in = {"name": place.name, "facility": facility, "template": template}
         needs_no_data = {"data": None, "folder": None} if facility is None else {}
-        values = {**environment.defaults, **needs_no_data, **self.settings, **built_in}
-        used = [name for name in environment.placeholders() if name not in built_in]
+        values = {**self.defaults, **needs_no_data, **place.settings, **built_in}
+        used = [name for name in self.placeholders() if name not in built_in]
         chosen = [way for way in WAYS if values.get(way) is not None]
         values |= {way: None for way in WAYS if chosen and way not in chosen}
         values.setdefault("container", None)
         problems = [
-            f"{self.name}.{name} is unknown; {environment.name} has {', '.join(used)}"
-            for name in sorted(set(self.settings) - set(used))
+            f"{place.name}.{name} is unknown; {self.name} has {', '.join(used)}"
+            for name in sorted(set(place.settings) - set(used))
         ]
         for name in used:
             means, form = SETTINGS[name]
             if name not in values:
-                problems.append(f"{self.name}.{name} is missing: {means}")
+                problems.append(f"{place.name}.{name} is missing: {means}")
             elif (value := values[name]) is not None and not form.fullmatch(value):
                 problems.append(
-                    f"{self.name}.{name} is {value!r}: {means}, of the form {form.pattern}"
+                    f"{place.name}.{name} is {value!r}: {means}, of the form {form.pattern}"
                 )
         if len(chosen) > 1:
-            problems.append(f"{self.name} has {' and '.join(chosen)}: give one of them")
+            problems.append(f"{place.name} has {' and '.join(chosen)}: give one of them")
         if values["container"] is not None and values.get("nodes", "1") != "1":
             problems.append(
-                f"{self.name}.nodes is {values['nodes']}: jobs in a container have one node; "
+                f"{place.name}.nodes is {values['nodes']}: jobs in a container have one node; "
                 "give `venv` instead for more"
             )
         if problems:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -66,7 +66,7 @@ def verify(directory: Path, kind: type[M], only: Collection[str] | None = None) 
             f"{directory / MANIFEST} is corrupt: its seal does not match its contents. Transfer "
             "the directory again"
         )
-    present = _files(directory)
+    present = _files(directory, manifest.files)
     if unlisted := sorted(present.keys() - manifest.files.keys() - {MANIFEST, SIGNATURE}):
         raise CrossFLError(f"{directory / unlisted[0]} is not in the manifest of this {noun}")
     for name, entry in manifest.files.items():
@@ -88,23 +88,26 @@ def verify(directory: Path, kind: type[M], only: Collection[str] | None = None) 
     return manifest
 
 
-def _files(directory: Path) -> dict[str, int]:
+def _files(directory: Path, listed: Collection[str]) -> dict[str, int]:
     """The size of each file under a directory, by its path in there.
 
     Raises:
-        CrossFLError: there is a link, a device or anything else but files and folders.
+        CrossFLError: there is a link, a device, or a folder without a listed file.
     """
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
     sizes: dict[str, int] = {}
     pending = [directory]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 path = Path(entry.path)
+                name = path.relative_to(directory).as_posix()
                 if entry.is_dir(follow_symlinks=False):
+                    if name not in folders:
+                        raise CrossFLError(f"{path} is a folder that the manifest does not name")
                     pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
-                    size = entry.stat(follow_symlinks=False).st_size
-                    sizes[path.relative_to(directory).as_posix()] = size
+                    sizes[name] = entry.stat(follow_symlinks=False).st_size
                 else:
                     raise CrossFLError(f"{path} is a link or a device: only files may travel")
     return sizes

@@ -178,7 +178,7 @@ def _check_config(path: Path) -> None:
             _check_reference(path, key, value)
             if isinstance(value, str) and any(mark in value for mark in ("/", "\\")):
                 raise CrossFLError(
-                    f"{path}: {key} is {value!a:.80}, which may name a file: remove it"
+                    f"{path}: {key} is {value!a:.80}, which may be a path: remove it"
                 )
         if key in ("dtype", "torch_dtype") and isinstance(value, str) and value not in DTYPES:
             raise CrossFLError(f"{path}: {key} is {value!a:.80}: use one of {', '.join(DTYPES)}")

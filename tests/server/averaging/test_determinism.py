@@ -7,28 +7,10 @@ import pytest
 import torch
 
 from crossfl.protocol.records import Aggregation
-from crossfl.steps import aggregate as module
 from crossfl.storage.encodings import CELL
 from tests.support.federation import Federation, Values, snapshot
 
 RULES = ("mean", "median", "multi_krum", "geometric_median")
-
-
-@pytest.fixture(autouse=True)
-def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history holds the hour; here it stands still."""
-
-    class Still:
-        @staticmethod
-        def now(zone: object) -> "Still":
-            return Still()
-
-        @staticmethod
-        def isoformat(timespec: str) -> str:
-            return "2026-01-01T00:00:00+00:00"
-
-    monkeypatch.setattr(module, "datetime", Still)
-    monkeypatch.setattr(module.time, "time", lambda: 1_700_000_100.0)
 
 
 def _model() -> list[Values]:
@@ -40,6 +22,7 @@ def _model() -> list[Values]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation_rule", RULES)
 def test_same_bytes_for_any_order_piece_and_threads(tmp_path: Path, aggregation_rule: str) -> None:
     federation = Federation(
@@ -66,4 +49,4 @@ def test_arguments_that_would_change_the_bytes_are_refused(tmp_path: Path) -> No
     update = federation.update("a", federation.deltas(0))
     with pytest.raises(ValueError, match="multiple"):
         federation.run([update], piece=1000)
-    assert Aggregation().strategy == "fedavg"
+    assert Aggregation().server_optimizer == "fedavg"

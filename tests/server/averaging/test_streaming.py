@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from crossfl.errors import CrossFLError
-from crossfl.server.state import ServerState
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
+from crossfl.protocol.manifest import ModelManifest, StateManifest
+from crossfl.server import state as server_state
 from crossfl.server.rounds import aggregate
 from crossfl.storage import manifest
 from crossfl.storage.tensorfile import TensorFile
 from tests.support.federation import Federation, Values, master, weights
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["crossfl.steps.aggregate"])
+SERVER.set_forkserver_preload(["crossfl.server.rounds"])
 KILLS = 50
 MEBI = 1 << 20
 
@@ -30,9 +31,10 @@ MEBI = 1 << 20
 def _again_and_again(started: Connection, folder: Path, updates: list[Path]) -> None:
     for number in range(1000):
         started.send(number)
-        aggregate(folder / "model", folder / "state", updates, folder / f"out{number}")
+        aggregate(folder / "model", folder / "state", updates, folder / f"out{number}", 0.0)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path) -> None:
     model: Values = {f"w{i}": torch.randn(100, 1000) for i in range(4)}
     federation = Federation(tmp_path, model, server_optimizer="diloco")
@@ -50,15 +52,15 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path) -> Non
         time.sleep(chance.uniform(0, min(2 * duration, 1.0)))
         process.kill()
         process.join()
-        manifest.verify(federation.model, "model")
-        manifest.verify(federation.state, "state")
+        manifest.verify(federation.model, ModelManifest)
+        manifest.verify(federation.state, StateManifest)
         for out in tmp_path.glob("out*"):
             halves += len(list(out.glob(".*")))
-            if (out / MODEL).exists():
-                manifest.verify(out / MODEL, "model")
+            if (out / GLOBAL_MODEL).exists():
+                manifest.verify(out / GLOBAL_MODEL, ModelManifest)
             if (out / STATE).exists():
-                manifest.verify(out / STATE, "state")
-                assert ServerState.load(out / STATE).round == 1
+                manifest.verify(out / STATE, StateManifest)
+                assert server_state.load(out / STATE).round == 1
                 wholes += 1
             out.rename(tmp_path / f"seen{time.monotonic_ns()}")
     assert halves > KILLS / 4, "the kills did not land in the middle"
@@ -68,7 +70,7 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(tmp_path: Path) -> Non
 def _watched(answer: Connection, folder: Path, updates: list[Path]) -> None:
     """Send by how many bytes anonymous memory grew at most during an aggregation."""
     threading.stack_size(1 << 18)
-    aggregate(folder / "model", folder / "state", updates[:3], folder / "warm")
+    aggregate(folder / "model", folder / "state", updates[:3], folder / "warm", 0.0)
     before, peak, done = _anonymous(), 0, threading.Event()
 
     def watch() -> None:
@@ -78,7 +80,7 @@ def _watched(answer: Connection, folder: Path, updates: list[Path]) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    aggregate(folder / "model", folder / "state", updates, folder / "out")
+    aggregate(folder / "model", folder / "state", updates, folder / "out", 0.0)
     done.set()
     watcher.join()
     answer.send(peak - before)
@@ -91,6 +93,7 @@ def _anonymous() -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation_rule", ["mean", "median", "krum"])
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, aggregation_rule: str) -> None:
     size = 32 * MEBI // 4
@@ -138,7 +141,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
     before = federation.run([update])
     with contextlib.suppress(Exception):
         federation.run([update])
-    manifest.verify(before / MODEL, "model")
+    manifest.verify(before / GLOBAL_MODEL, ModelManifest)
     assert not list(before.glob(".*"))
 
 
@@ -153,11 +156,11 @@ def test_a_disk_too_small_is_known_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(CrossFLError, match=r"no room for its 41.* bytes \(No space left"):
             federation.run([update])
         assert list(out.iterdir()) == []
-        manifest.verify(federation.model, "model")
-        manifest.verify(federation.state, "state")
+        manifest.verify(federation.model, ModelManifest)
+        manifest.verify(federation.state, StateManifest)
         subprocess.run(["mount", "-o", "remount,size=20m", out], check=True)
         federation.run([update])
-        manifest.verify(out / STATE, "state")
+        manifest.verify(out / STATE, StateManifest)
     finally:
         subprocess.run(["umount", out], check=True)
 
@@ -167,12 +170,12 @@ def test_an_adapter_is_averaged_and_its_settings_are_passed_on(tmp_path: Path) -
     federation = Federation(tmp_path, adapter, adapted=True)
     deltas = [federation.deltas(i) for i in range(2)]
     out = federation.run([federation.update(f"s{i}", d) for i, d in enumerate(deltas)])
-    manifest.verify(out / MODEL, "model")
+    manifest.verify(out / GLOBAL_MODEL, ModelManifest)
     for name, start in adapter.items():
         expected = start + (deltas[0][name] + deltas[1][name]) / 2
         torch.testing.assert_close(weights(out)[name], expected)
     for name in ("config.json", "adapter_config.json", "lora.json"):
-        assert (out / MODEL / name).read_bytes() == (federation.model / name).read_bytes()
+        assert (out / GLOBAL_MODEL / name).read_bytes() == (federation.model / name).read_bytes()
     assert {p.name for p in (out / STATE).glob("*.safetensors")} == {
         "master.adapter_model.safetensors"
     }
@@ -191,7 +194,7 @@ def test_alike_files_share_what_their_headers_say(tmp_path: Path) -> None:
 def test_weights_in_fp32_are_on_the_disk_once(tmp_path: Path) -> None:
     federation = Federation(tmp_path, {"w": torch.zeros(3), "v": torch.ones(2, 2)})
     out = federation.run([federation.update("a", federation.deltas(0))])
-    written = out / MODEL / "model.safetensors"
+    written = out / GLOBAL_MODEL / "model.safetensors"
     assert written.samefile(out / STATE / "master.model.safetensors")
     assert {n: t.tolist() for n, t in master(out).items()} == {
         n: t.tolist() for n, t in weights(out).items()

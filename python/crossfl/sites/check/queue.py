@@ -1,4 +1,4 @@
-"""What is looked at where jobs are queued: the scheduler, and whether it takes and runs a job."""
+"""Check a facility at its scheduler: its commands, its history, whether it takes and runs a job."""
 
 import asyncio
 import re
@@ -13,9 +13,16 @@ from streamflow.core.utils import random_name
 
 from crossfl.engine.connectors.pbs import PBSConnector
 from crossfl.engine.connectors.queue import QueueConnector
-from crossfl.sites.check import look
-from crossfl.sites.check.check import Finding, Site
-from crossfl.sites.check.visit import LIMIT, Visit, first_line, lines_of, seen, versions
+from crossfl.sites.check import probe
+from crossfl.sites.check.answers import (
+    Observation,
+    compare_versions,
+    first_line,
+    last_line,
+    observation_of,
+)
+from crossfl.sites.check.findings import Finding, Site
+from crossfl.sites.check.visit import LIMIT, Visit
 
 COMMANDS = {
     "Slurm": ("sbatch", "squeue", "scontrol", "scancel"),
@@ -37,13 +44,15 @@ class TestOnly:
         """Run a command, with a flag for `sbatch` that the engine cannot give.
 
         Raises:
-            WorkflowExecutionException: there is no place for it, and a job would be submitted.
+            WorkflowExecutionException: the flag has no place, and a job would be submitted.
         """
         text = " ".join(command)
         if "sbatch" in text and text.count(SUBMIT) != 1:
-            raise WorkflowExecutionException(f"not tried out, for want of {SUBMIT!r} in: {text}")
-        tried = text.replace(SUBMIT, f"{SUBMIT} --test-only")
-        answer: tuple[str, int] | None = await self._connector.run(command=[tried], **more)
+            raise WorkflowExecutionException(
+                f"--test-only cannot be added: {SUBMIT!r} is not once in the command {text}"
+            )
+        test = text.replace(SUBMIT, f"{SUBMIT} --test-only")
+        answer: tuple[str, int] | None = await self._connector.run(command=[test], **more)
         return answer
 
 
@@ -67,7 +76,7 @@ class QueueVisit(Visit):
         if not hasattr(self, "location"):
             return
         if not await self.check("scheduler", self._commands):
-            self.note("all else", Finding("skip", "not tried, for want of a scheduler"))
+            self.note("remaining checks", Finding("skip", "skipped: no scheduler"))
             return
         pbs = isinstance(self.connector, PBSConnector)
         await self.check("job history", self._pbs_history if pbs else self._slurm_history)
@@ -94,8 +103,8 @@ class QueueVisit(Visit):
         if status != 0:
             return Finding("fail", f"`qstat -Bf`: {first_line(answer)}", "ask the site")
         if not re.search(r"job_history_enable\s*=\s*True", answer):
-            said = "the server keeps no job history: nobody can know how a job ended"
-            return Finding("fail", said, "ask the site for job_history_enable=True")
+            problem = "the server keeps no job history: nobody can know how a job ended"
+            return Finding("fail", problem, "ask the site for job_history_enable=True")
         kept = re.search(r"job_history_duration\s*=\s*(\S+)", answer)
         return Finding("pass", f"the server keeps it{f' for {kept[1]}' if kept else ''}")
 
@@ -108,8 +117,8 @@ class QueueVisit(Visit):
             return Finding("fail", f"`scontrol show config`: {first_line(answer)}", "ask the site")
         age, needed = int(kept[1]), 2 * self.connector.pollingInterval
         if age < needed:
-            said = f"no accounting, and the controller forgets a job after {age} s"
-            return Finding("fail", said, f"lower `pollingInterval` to {age // 2} or less")
+            problem = f"no accounting, and the controller forgets a job after {age} s"
+            return Finding("fail", problem, f"lower `pollingInterval` to {age // 2} or less")
         return Finding("pass", f"no accounting, but the controller knows a job for {age} s")
 
     async def _slurm_test_only(self) -> Finding:
@@ -121,12 +130,12 @@ class QueueVisit(Visit):
             answer = await super(QueueConnector, connector)._run_batch_command(
                 command=self.rendered("true"),
                 environment=self.location.environment,
-                job_name=look.MARK,
+                job_name=probe.MARK,
                 location=self.location,
             )
         except WorkflowException as error:
-            said = str(error).partition("to Slurm: ")[2] or str(error)
-            return Finding("fail", lines_of(said, ("rror", "fail")), self._remedy(said))
+            reason = str(error).partition("to Slurm: ")[2] or str(error)
+            return Finding("fail", last_line(reason, ("rror", "fail")), self._remedy(reason))
         finally:
             connector.connector = connection
         start = re.search(r"to start at (\S+)", answer)
@@ -142,12 +151,12 @@ class QueueVisit(Visit):
             return Finding("skip", "the server's default queue; --submit tries a job")
         answer, status = await self.ask(f"qstat -Qf {shlex.quote(queue)}")
         if status != 0:
-            remedy = f"{self.setting('queue')}, one of `qstat -Q`"
+            remedy = f"{self.site.setting('queue')}, one of `qstat -Q`"
             return Finding("fail", f"queue {queue}: {first_line(answer)}", remedy)
         closed = [key for key in ("enabled", "started") if re.search(rf"{key}\s*=\s*False", answer)]
         if closed:
-            said = f"queue {queue} is not {' and not '.join(closed)}"
-            return Finding("fail", said, f"wait for it, or {self.setting('queue')}")
+            problem = f"queue {queue} is not {' and not '.join(closed)}"
+            return Finding("fail", problem, f"wait for it, or {self.site.setting('queue')}")
         return Finding("pass", f"queue {queue} is open; the account is judged with --submit only")
 
     async def _job(self) -> Finding:
@@ -159,9 +168,9 @@ class QueueVisit(Visit):
             answer = await asyncio.wait_for(
                 self.connector.run(
                     location=self.location,
-                    command=[self.looking("job")],
+                    command=[self.probing("job")],
                     workdir=folder,
-                    job_name=f"/{look.MARK}-{random_name()}/0",
+                    job_name=f"/{probe.MARK}-{random_name()}/0",
                     timeout=TEST_SECONDS,
                     capture_output=True,
                 ),
@@ -173,26 +182,31 @@ class QueueVisit(Visit):
         except WorkflowException as error:
             return Finding("fail", str(error), self._remedy(str(error)))
         output, status = answer or ("", 1)
-        found = seen(output)
-        if status != 0 or not found:
-            said = f"it ended with {status}: {lines_of(output, ('rror',))}"
-            return Finding("fail", said, f"see {self.site.script}")
-        took = f"on {found['host']}, {time.monotonic() - begun:.0f} s after its submission"
-        if found["absent"]:
-            remedy = f"{self.setting('data')}, on a file system that compute nodes have"
-            return Finding("fail", f"no dataset {', '.join(found['absent'])} {took}", remedy)
-        if found["no_launcher"]:
-            said = f"no {found['no_launcher'][0]} in the PATH of the job, {took}"
-            return Finding("fail", said, f"load its module: {self.setting('modules')}")
-        if found["no_staging"]:
-            said = f"{found['no_staging'][0]} is no folder that the job can write to, {took}"
-            return Finding("fail", said, f"{self.setting('staging')}, or leave it out")
-        if (other := versions(found)).status == "fail":
-            return other
-        return Finding("pass", f"ran {took}; GPUs that torch sees: {found['gpus']}")
+        observation = observation_of(output)
+        if status != 0 or observation is None:
+            problem = f"it ended with {status}: {last_line(output, ('rror',))}"
+            return Finding("fail", problem, f"see {self.site.script}")
+        took = f"on {observation.host}, {time.monotonic() - begun:.0f} s after its submission"
+        return self._judge(observation, took)
 
-    def _remedy(self, said: str) -> str:
+    def _judge(self, observation: Observation, took: str) -> Finding:
+        """What the probe saw in a job, which `took` describes."""
+        if observation.absent:
+            remedy = f"{self.site.setting('data')}, on a file system that compute nodes have"
+            return Finding("fail", f"no dataset {', '.join(observation.absent)} {took}", remedy)
+        if observation.no_launcher:
+            problem = f"no {observation.no_launcher[0]} in the PATH of the job, {took}"
+            return Finding("fail", problem, f"load its module: {self.site.setting('modules')}")
+        if observation.no_staging:
+            problem = f"{observation.no_staging[0]} is no folder that the job can write to, {took}"
+            return Finding("fail", problem, f"{self.site.setting('staging')}, or leave it out")
+        if (versions := compare_versions(observation)).status == "fail":
+            return versions
+        return Finding("pass", f"ran {took}; GPUs that torch sees: {observation.gpus}")
+
+    def _remedy(self, reason: str) -> str:
+        """What to change where the scheduler refuses a job, by what its reason names."""
         for word in ("account", "partition", "qos", "queue"):
-            if re.search(rf"\b{word}\b", said, re.IGNORECASE):
-                return f"{self.setting(word)}, one that is yours there"
+            if re.search(rf"\b{word}\b", reason, re.IGNORECASE):
+                return f"{self.site.setting(word)}, one that is yours there"
         return f"see {self.site.script}: what it asks for"

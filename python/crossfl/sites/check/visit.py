@@ -1,27 +1,31 @@
-"""What is looked at in every place: the way there, its clock, its folders, what is installed.
+"""Check a facility at its login node: the login, its clock, its folders, what is installed.
 
-The job script itself is run on the login node, with a look around in place of the step; so modules,
+The job script itself is run on the login node, with the probe in place of the step. So modules,
 virtual environment or container, and variables are those of the jobs.
 """
 
 import asyncio
 import base64
-import json
-import re
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 
 from crossfl.engine.connectors.ssh import HostKeyError, SSHConnector
-from crossfl.sites.check import look
-from crossfl.sites.check.check import Finding, Result, Site
+from crossfl.sites.check import probe
+from crossfl.sites.check.answers import (
+    SEE,
+    compare_versions,
+    failure_of,
+    first_line,
+    observation_of,
+    variable_of,
+)
+from crossfl.sites.check.findings import Finding, Result, Site
 
 LIMIT = 60
 """Seconds that one check may take at the site."""
@@ -33,10 +37,9 @@ TRAFFIC = 8 * 2**20
 """Bytes sent, and bytes fetched, to measure the bandwidth."""
 SLOW = 1.0
 """MiB/s below which a warning is due."""
-SEE = "see the message"
-# Whatever else the job script does, how it sees its facility is said at its end.
-LAST_WORDS = f"""\
-tell() {{ echo "{look.MARK}-facility $CROSSFL_FACILITY"; echo "{look.MARK}-data $CROSSFL_DATA"; }}
+# Whatever else the job script does, at its end it prints the variables of its facility.
+TELL = f"""\
+tell() {{ echo "{probe.MARK}-facility $CROSSFL_FACILITY"; echo "{probe.MARK}-data $CROSSFL_DATA"; }}
 trap tell EXIT
 """
 Check = Callable[[], Awaitable[Finding]]
@@ -57,14 +60,14 @@ class Visit:
         return self.connector
 
     async def examine(self, room: float, wire: asyncio.Lock) -> None:
-        """Do every check, one after the other; without a login there is none but that.
+        """Do every check, one after the other; where the login fails, no other.
 
         Args:
             room: GiB that have to be free in the work folder.
             wire: held while the bandwidth is measured, so that no other measurement disturbs it.
         """
         if not await self._login():
-            self.note("all else", Finding("skip", "not tried, for want of a login"))
+            self.note("remaining checks", Finding("skip", "skipped: login failed"))
             return
         await self.check("clock", self._clock)
         await self.check("work folder", partial(self._workdir, room))
@@ -94,7 +97,7 @@ class Visit:
             finding = await asyncio.wait_for(check(), seconds)
         except TimeoutError:
             remedy = "try again, or ask the site"
-            finding = Finding("fail", f"no end within {seconds:.0f} s", remedy)
+            finding = Finding("fail", f"no answer within {seconds:.0f} s", remedy)
         except Exception as error:
             finding = Finding("fail", first_line(error), SEE)
         self.note(name, finding)
@@ -133,13 +136,15 @@ class Visit:
                     await self.login_node.probe()
                 places = await self.connector.get_available_locations(self.site.service)
         except HostKeyError as error:
-            self.note("host key", Finding("fail", *remedied(error)))
+            self.note("host key", failure_of(error))
             return False
         except TimeoutError:
-            self.note("login", Finding("fail", f"no end within {LIMIT + CONNECT} s", "try again"))
+            self.note(
+                "login", Finding("fail", f"no answer within {LIMIT + CONNECT} s", "try again")
+            )
             return False
         except Exception as error:
-            self.note("login", Finding("fail", *remedied(error)))
+            self.note("login", failure_of(error))
             return False
         self.location = next(iter(places.values())).location
         if isinstance(node := self.login_node, SSHConnector):
@@ -147,9 +152,9 @@ class Visit:
                 self.note("host key", Finding("pass", f"the one in {node.known_hosts}"))
             else:
                 remedy = "take `checkHostKey: false` out of the deployment"
-                self.note("host key", Finding("warn", "nobody looks at it", remedy))
-            took = f"{time.monotonic() - begun:.1f} s"
-            self.note("login", Finding("pass", f"as {node.username or 'you'}, {took}"))
+                self.note("host key", Finding("warn", "it is not checked", remedy))
+            seconds = time.monotonic() - begun
+            self.note("login", Finding("pass", f"as {node.username or 'you'}, {seconds:.1f} s"))
         return True
 
     async def _clock(self) -> Finding:
@@ -157,10 +162,10 @@ class Visit:
         answer, _ = await self.ask("date +%s.%N")
         after = time.time()
         skew = float(answer.split()[-1]) - (before + after) / 2
-        said = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
+        result = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} ours"
         if abs(skew) > SKEW + (after - before):
-            return Finding("warn", said, "have NTP put right, there or here")
-        return Finding("pass", said)
+            return Finding("warn", result, "correct NTP at the facility, or on this machine")
+        return Finding("pass", result)
 
     async def _workdir(self, room: float) -> Finding:
         if not (folder := self.site.workdir):
@@ -169,15 +174,17 @@ class Visit:
         answer, status = await self.ask(
             f"p={shlex.quote(folder)}\n"
             'while [ ! -e "$p" ]; do p=$(dirname "$p"); done\n'
-            f't=$(mktemp "$p/{look.MARK}.XXXXXX") && rm "$t" && df -Pk "$p" | tail -n 1'
+            f't=$(mktemp "$p/{probe.MARK}.XXXXXX") && rm "$t" && df -Pk "$p" | tail -n 1'
         )
         if status != 0:
-            return Finding("fail", f"{folder}: {first_line(answer)}", self.setting("workdir"))
+            return Finding("fail", f"{folder}: {first_line(answer)}", self.site.setting("workdir"))
         free = int(answer.split()[-3]) / 2**20
-        said = f"{folder} is writable, {free:.1f} GiB free (quotas aside)"
+        result = f"{folder} is writable, {free:.1f} GiB free (quotas aside)"
         if free < room:
-            return Finding("fail", said, f"make room, {room:g} GiB (--room), or another `workdir`")
-        return Finding("pass", said)
+            return Finding(
+                "fail", result, f"make room, {room:g} GiB (--room), or another `workdir`"
+            )
+        return Finding("pass", result)
 
     async def _environment(self) -> str:
         """Run the job script on the login node; gives the folder of the datasets."""
@@ -185,24 +192,25 @@ class Visit:
 
         async def check() -> Finding:
             nonlocal answer
-            script = LAST_WORDS + self.rendered(self.looking("login"))
+            script = TELL + self.rendered(self.probing("login"))
             answer, _ = await self.ask(script, "bash -l" if self.site.script else "bash")
-            if found := seen(answer):
-                return versions(found)
-            other = [line for line in answer.splitlines() if not line.startswith(look.MARK)]
-            said = other[-1] if other else "the job script ends before its step"
+            if observation := observation_of(answer):
+                return compare_versions(observation)
+            lines = [line for line in answer.splitlines() if not line.startswith(probe.MARK)]
+            problem = lines[-1] if lines else "the job script ends before its step"
             where = f"see {self.site.script}: " if self.site.script else ""
-            return Finding("fail", said, f"{where}modules, virtual environment or container")
+            return Finding("fail", problem, f"{where}modules, virtual environment or container")
 
         await self.check("environment", check)
-        if self.site.datasets and (name := told(answer, "facility")) not in (self.site.name, "*"):
+        name = variable_of(answer, "facility")
+        if self.site.datasets and name not in (self.site.name, "*"):
             remedy = f"bind again: the job script of {self.site.name} has to set it"
-            said = f"CROSSFL_FACILITY is {name or 'not set'}"
-            self.note("facility", Finding("fail", said, remedy))
-        return told(answer, "data")
+            problem = f"CROSSFL_FACILITY is {name or 'not set'}"
+            self.note("facility", Finding("fail", problem, remedy))
+        return variable_of(answer, "data")
 
     async def _dataset(self, name: str, root: str) -> Finding:
-        remedy = f"{self.setting('data')}, or put it there"
+        remedy = f"{self.site.setting('data')}, or put it there"
         if not root:
             return Finding("fail", "CROSSFL_DATA is not set there", remedy)
         path = shlex.quote(f"{root}/{name}")
@@ -223,71 +231,23 @@ class Visit:
             for _ in range(TRAFFIC // len(block)):
                 await writer.write(block)
         up = TRAFFIC / 2**20 / (time.monotonic() - begun)
-        begun, got = time.monotonic(), 0
+        begun, received = time.monotonic(), 0
         async with await self.connector.get_stream_reader(
             ["head", "-c", str(TRAFFIC), "/dev/zero"], self.location
         ) as reader:
             while chunk := await reader.read(2**16):
-                got += len(chunk)
-        down = got / 2**20 / (time.monotonic() - begun)
-        if got < TRAFFIC:
-            return Finding("fail", f"only {got} of {TRAFFIC} bytes came", "look at the network")
-        said = f"{up:.0f} MiB/s there, {down:.0f} MiB/s back ({TRAFFIC >> 20} MiB each)"
+                received += len(chunk)
+        down = received / 2**20 / (time.monotonic() - begun)
+        if received < TRAFFIC:
+            return Finding(
+                "fail", f"only {received} of {TRAFFIC} bytes came", "look at the network"
+            )
+        result = f"{up:.0f} MiB/s there, {down:.0f} MiB/s back ({TRAFFIC >> 20} MiB each)"
         if min(up, down) < SLOW:
-            return Finding("warn", said, "send less: aggregation.encoding, or fewer rounds")
-        return Finding("pass", said)
+            return Finding("warn", result, "send less: aggregation.encoding, or fewer rounds")
+        return Finding("pass", result)
 
-    # --- words ---
-
-    def setting(self, name: str) -> str:
-        """How to change a setting of this site."""
-        return f"crossfl bind --set {self.site.name}.{name}=…"
-
-    def looking(self, where: str) -> str:
-        """The command that looks around."""
-        source = Path(look.__file__).read_text()
+    def probing(self, where: str) -> str:
+        """The command that runs the probe."""
+        source = Path(probe.__file__).read_text()
         return shlex.join(["python", "-c", source, where, *self.site.datasets])
-
-
-def seen(output: str) -> dict[str, Any] | None:
-    """What a look around printed, if it got that far."""
-    found = re.search(rf"^{look.MARK} (\{{.*\}})$", output, re.MULTILINE)
-    return json.loads(found[1]) if found else None
-
-
-def told(output: str, name: str) -> str:
-    """What the job script said at its end."""
-    found = re.search(rf"^{look.MARK}-{name} (.+)$", output, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def versions(found: Mapping[str, Any]) -> Finding:
-    """What is installed there against what is installed here: crossfl has to be the same."""
-    ours = {name: metadata.version(name).partition("+")[0] for name in look.PACKAGES}
-    theirs = {name: (found[name] or "none").partition("+")[0] for name in look.PACKAGES}
-    said = f"python {found['python']}, " + ", ".join(f"{k} {v}" for k, v in theirs.items())
-    other = [name for name in look.PACKAGES if theirs[name] != ours[name]]
-    if not other:
-        return Finding("pass", said)
-    said += f"; here {', '.join(f'{name} {ours[name]}' for name in other)}"
-    if "crossfl" in other:
-        return Finding("fail", said, "install our version of crossfl there")
-    missing = any(found[name] is None for name in other)
-    return Finding("fail" if missing else "warn", said, "install requirements.lock there")
-
-
-def first_line(error: object) -> str:
-    """The first line of a message, or the name of the error."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def remedied(error: Exception) -> tuple[str, str]:
-    """A connector's message: what is wrong, and then what to do."""
-    said, _, remedy = str(error).partition(". ")
-    return said.partition(", host ")[2] or first_line(said), remedy or SEE
-
-
-def lines_of(text: str, words: Sequence[str]) -> str:
-    """The last line with one of the words, else the last line."""
-    lines = text.strip().splitlines() or [""]
-    return next((x for x in reversed(lines) if any(word in x for word in words)), lines[-1])

@@ -41,13 +41,13 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
-def of(name: str, kept: float) -> Encoding:
+def of(name: str, topk_fraction: float) -> Encoding:
     """The encoding a training record names.
 
     Raises:
         ValueError: topk with a share that is not in (0, 1].
     """
-    return TopK(kept) if name == "topk" else ENCODINGS[name]
+    return TopK(topk_fraction) if name == "topk" else ENCODINGS[name]
 
 
 def of_metadata(metadata: Mapping[str, str]) -> Encoding:
@@ -60,6 +60,6 @@ def of_metadata(metadata: Mapping[str, str]) -> Encoding:
     if name != "topk" and name not in ENCODINGS:
         raise ValueError(f"there is no encoding {name!r}")
     try:
-        return of(name, float(metadata.get("kept", "nan")))
+        return of(name, float(metadata.get("topk_fraction", "nan")))
     except ValueError as error:
         raise ValueError(f"encoding {name!r}: {error}") from None

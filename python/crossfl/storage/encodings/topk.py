@@ -12,20 +12,20 @@ class TopK(Encoding):
     """The largest values of each cell in bf16, with their positions in it, ascending.
 
     Args:
-        kept: the share of the values of a cell that is kept, in (0, 1].
+        topk_fraction: the share of the values of a cell that is kept, in (0, 1].
     """
 
     suffixes = ("//position", "//value")
     dtypes = (torch.uint16, torch.bfloat16)
 
-    def __init__(self, kept: float) -> None:
-        if not 0 < kept <= 1:
-            raise ValueError(f"topk keeps {kept} of the values: give a share in (0, 1]")
-        self._kept = kept
+    def __init__(self, topk_fraction: float) -> None:
+        if not 0 < topk_fraction <= 1:
+            raise ValueError(f"topk keeps {topk_fraction} of the values: give a share in (0, 1]")
+        self._fraction = topk_fraction
 
     def lengths(self, count: int) -> tuple[int, ...]:
         """Equal for positions and values."""
-        return (math.ceil(count * self._kept),) * 2
+        return (math.ceil(count * self._fraction),) * 2
 
     def encode(self, values: Tensor) -> tuple[Tensor, ...]:
         """Positions and values."""
@@ -42,4 +42,4 @@ class TopK(Encoding):
 
     def metadata(self) -> dict[str, str]:
         """The name of the encoding and its share."""
-        return {"encoding": "topk", "kept": repr(self._kept)}
+        return {"encoding": "topk", "topk_fraction": repr(self._fraction)}

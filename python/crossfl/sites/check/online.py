@@ -13,10 +13,11 @@ from streamflow.log_handler import logger
 from crossfl.engine.connectors.queue import QueueConnector
 from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.engine.shutdown import interrupt_on_termination
-from crossfl.sites.bind import engine_validator
-from crossfl.sites.check.check import Finding, Result, Site
+from crossfl.sites.check.answers import first_line
+from crossfl.sites.check.findings import Result, Site
 from crossfl.sites.check.queue import QueueVisit
-from crossfl.sites.check.visit import CONNECT, Visit, first_line
+from crossfl.sites.check.visit import CONNECT, Visit
+from crossfl.sites.streamflow_file import engine_validator
 
 
 async def run(
@@ -29,27 +30,30 @@ async def run(
         folder: that of the StreamFlow file.
         room: GiB that have to be free in a work folder.
         wait: seconds that a test job may take; without it none is submitted.
+
+    Raises:
+        CrossFLError: the engine is not installed.
     """
     engine_validator()
     interrupt_on_termination()
-    for each in (logger, logging.getLogger("asyncssh")):  # what they would say, the table says
-        each.setLevel(logging.CRITICAL)
+    for noisy in (logger, logging.getLogger("asyncssh")):  # what they would say, the table says
+        noisy.setLevel(logging.CRITICAL)
     wire = asyncio.Lock()
-    found = await asyncio.gather(
+    results = await asyncio.gather(
         *(examine(site, folder.resolve(), wire, room=room, wait=wait) for site in sites)
     )
-    return [result for results in found for result in results]
+    return [result for site_results in results for result in site_results]
 
 
 async def examine(
     site: Site, folder: Path, wire: asyncio.Lock, *, room: float, wait: int | None
 ) -> list[Result]:
-    """Every check that makes sense at one site."""
+    """Every check that makes sense at one site, and its connection ended."""
     try:
         connector = connect(site, folder)
     except Exception as error:
-        finding = Finding("fail", first_line(error), "correct its `config`")
-        return [Result(site.name, "deployment", *finding)]
+        remedy = "correct its `config`"
+        return [Result(site.name, "deployment", "fail", first_line(error), remedy)]
     queued = isinstance(connector, QueueConnector)
     visit = QueueVisit(site, connector, wait) if queued else Visit(site, connector)
     try:

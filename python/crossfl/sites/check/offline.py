@@ -1,0 +1,51 @@
+"""Check a facility without a connection: that every setting is filled in, and its job script."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from crossfl.sites.check.findings import Result, Site
+from crossfl.sites.environment import PLACEHOLDER
+
+COMMAND = re.compile(r"{{\s*streamflow_command\s*}}")
+"""Where the engine puts the step into a job script."""
+BASH = ("bash", "-n")
+SHELLCHECK = ("shellcheck", "--shell=bash", "--severity=warning", "--format=gcc", "-")
+
+
+def examine(site: Site) -> Iterator[Result]:
+    """Check the settings and the job script of one site."""
+    text = site.script.read_text() if site.script else ""
+    yield _settings(site, text)
+    if site.script is None:
+        if site.kind != "crossfl.local":
+            warning = "the binding names no service: jobs run without one"
+            remedy = "bind to a service, whose file is the job script"
+            yield Result(site.name, "job script", "warn", warning, remedy)
+        return
+    if not COMMAND.search(text):
+        problem = f"{site.script} has no {{{{streamflow_command}}}}"
+        yield Result(site.name, "job script", "fail", problem, "bind again")
+        return
+    yield _lint(site, "job script", "bash -n", BASH, COMMAND.sub("true", text))
+    yield _lint(site, "shellcheck", "shellcheck", SHELLCHECK, COMMAND.sub("true", text))
+
+
+def _settings(site: Site, script: str) -> Result:
+    values = json.dumps([site.config, site.workdir, site.wraps and site.wraps.config])
+    if left := sorted({*PLACEHOLDER.findall(values + script)}):
+        remedy = f"crossfl bind --set {site.name}.NAME=VALUE"
+        return Result(site.name, "settings", "fail", f"not filled in: {', '.join(left)}", remedy)
+    return Result(site.name, "settings", "pass", "all filled in")
+
+
+def _lint(site: Site, check: str, tool: str, command: tuple[str, ...], script: str) -> Result:
+    if not shutil.which(command[0]):
+        return Result(site.name, check, "skip", f"{command[0]} is not installed here")
+    process = subprocess.run(command, input=script, capture_output=True, text=True)
+    if process.returncode == 0:
+        return Result(site.name, check, "pass", f"{tool} finds nothing")
+    problem = (process.stdout + process.stderr).strip().splitlines()[0]
+    return Result(site.name, check, "fail", f"{tool}: {problem}", f"correct {site.script}")
