@@ -18,7 +18,6 @@ CANARY = "Rossi-1961"
 REASON = (
     r"IsADirectoryError in crossfl/learning/datasets\.py:\d+: the output of the job has the rest"
 )
-
 KINDS: dict[str, type[UpdateManifest] | type[EvaluationManifest]] = {
     "train": UpdateManifest,
     "evaluate": EvaluationManifest,

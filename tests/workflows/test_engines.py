@@ -5,7 +5,6 @@ Every command here runs with no Node.js on its PATH.
 
 import hashlib
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 
 from crossfl.simulation.simulate import simulate
 from crossfl.storage.job import Job
+from tests.support.copies import copy_federation
 from tests.support.paths import CWL, DATA, ROOT
 from tests.support.processes import PRESERVE, Run
 
@@ -95,9 +95,7 @@ def test_progress_is_shown_and_the_engine_is_quiet(by_streamflow: Path) -> None:
 def test_a_run_that_cannot_succeed_ends_with_a_message(
     run: Run, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    federation = Path(shutil.copytree(CWL, tmp_path / "tests" / "cwl"))
-    for folder in ("workflows", "steps"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    federation = copy_federation(tmp_path)
     job = federation / "federation.yml"
     assert old in job.read_text()
     job.write_text(job.read_text().replace(old, new))
@@ -113,9 +111,7 @@ def test_a_run_that_cannot_succeed_ends_with_a_message(
 
 
 def test_a_step_bound_to_the_wrong_place_does_not_train(run: Run, tmp_path: Path) -> None:
-    federation = Path(shutil.copytree(CWL, tmp_path / "tests" / "cwl"))
-    for folder in ("workflows", "steps"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    federation = copy_federation(tmp_path)
     bindings = federation / "streamflow.yml"
     bindings.write_text(bindings.read_text().replace("/federate/train", "/federate/trian"))
     command = ("streamflow", "run", "--outdir", "out", "streamflow.yml")
@@ -126,9 +122,7 @@ def test_a_step_bound_to_the_wrong_place_does_not_train(run: Run, tmp_path: Path
 
 def test_a_facility_out_of_reach_costs_its_own_part_only(run: Run, tmp_path: Path) -> None:
     """Its login node refuses connections, in every round and in the evaluation."""
-    federation = Path(shutil.copytree(CWL, tmp_path / "tests" / "cwl"))
-    for folder in ("workflows", "steps"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    federation = copy_federation(tmp_path)
     (federation / "known_hosts").touch()
     bindings = yaml.safe_load((federation / "streamflow.yml").read_text())
     bindings["deployments"]["karolina"] = {
