@@ -72,6 +72,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml
 	echo "torch==$(TORCH)" > $(VENV)/torch

@@ -1,6 +1,7 @@
 """What a facility keeps between rounds: of rounds that counted, and of this federation alone."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def asked(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     def make(round_: int, counted: int) -> Task:
         seen = 8 * counted
-        return dataclasses.replace(task, round=round_, counted=counted, samples_seen=seen)
+        return task.replace(round=round_, counted=counted, samples_seen=seen)
 
     return make
 
@@ -64,6 +65,19 @@ def test_a_round_goes_on_from_the_last_that_counted(asked: Asked) -> None:
     assert CarriedState(asked(4, 3), "thing").lost is None
 
 
+def test_no_other_user_can_read_what_is_kept(asked: Asked, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        _leave(asked(1, 0), "mine")
+        Savepoint(asked(1, 0), TRAINING, {}).write({"model": {"x": torch.ones(1)}}, Counts(7))
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
+    assert {p.stat().st_mode & 0o777 for p in paths if p.is_dir()} == {0o700}
+    assert {p.stat().st_mode & 0o777 for p in paths if p.is_file()} == {0o600}
+    assert sum(p.is_file() for p in paths) == 3
+
+
 def test_what_never_counted_is_nothing(asked: Asked) -> None:
     _leave(asked(1, 0), "refused")
     assert _found(asked(2, 0)) is None
@@ -73,14 +87,14 @@ def test_what_never_counted_is_nothing(asked: Asked) -> None:
 def test_what_should_be_there_and_is_not_is_said(
     asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lossy = dataclasses.replace(TRAINING, encoding="int8")
+    lossy = TRAINING.replace(encoding="int8")
     train(MODEL, asked(5, 3), lossy, tmp_path / "out")
     assert "of round 3: begins without" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_another_federation_of_the_same_seed_is_told_apart(asked: Asked, tmp_path: Path) -> None:
     def other(round_: int, counted: int) -> Task:
-        return dataclasses.replace(asked(round_, counted), federation="other")
+        return asked(round_, counted).replace(federation="other")
 
     _leave(asked(1, 0), "mine")
     _leave(other(1, 0), "theirs")
@@ -95,13 +109,13 @@ def test_another_federation_of_the_same_seed_is_told_apart(asked: Asked, tmp_pat
 def test_what_an_encoding_lost_is_sent_by_the_next_one_whatever_it_is(
     asked: Asked, tmp_path: Path
 ) -> None:
-    lossy = dataclasses.replace(TRAINING, encoding="int4")
+    lossy = TRAINING.replace(encoding="int4")
     train(MODEL, asked(1, 0), lossy, tmp_path / "first")
     (folder,) = (tmp_path / "state" / "leonardo").glob("residual-*/*-1")
     lost = load_file(folder / "model.safetensors")
     assert any(values.abs().max() > 0 for values in lost.values())
     train(MODEL, asked(2, 1), TRAINING, tmp_path / "second")
-    alone = dataclasses.replace(asked(2, 1), federation="other")  # of which nothing is kept
+    alone = asked(2, 1).replace(federation="other")  # of which nothing is kept
     train(MODEL, alone, TRAINING, tmp_path / "alone")
     sent, local = (
         load_file(tmp_path / name / UPDATE / "delta.safetensors") for name in ("second", "alone")
@@ -113,7 +127,7 @@ def test_what_an_encoding_lost_is_sent_by_the_next_one_whatever_it_is(
 def test_a_residual_of_another_model_is_refused(asked: Asked, tmp_path: Path) -> None:
     with CarriedState(asked(1, 0), "residual").after() as folder:
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-    lossy = dataclasses.replace(TRAINING, encoding="int8")
+    lossy = TRAINING.replace(encoding="int8")
     with pytest.raises(CrossFLError, match="is of another model: remove"):
         train(MODEL, asked(2, 1), lossy, tmp_path / "out")
     assert not (tmp_path / "out" / UPDATE).exists()

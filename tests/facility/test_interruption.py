@@ -1,6 +1,5 @@
 """Jobs that end early: partial updates with true counts, and jobs that go on where they were."""
 
-import dataclasses
 import json
 import os
 import random
@@ -16,10 +15,10 @@ import pytest
 from crossfl.errors import CrossFLError
 from crossfl.facility import launcher, place
 from crossfl.facility.time_budget import Budget, StopSignal
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
-from crossfl.server.state import ServerState
-from crossfl.steps.aggregate import aggregate
-from crossfl.steps.plan import plan
+from crossfl.server.planning.fixed import plan
+from crossfl.server.rounds import Averaged, aggregate
 from crossfl.steps.train import train
 from crossfl.storage import manifest
 from crossfl.storage.job import Job
@@ -50,10 +49,10 @@ def _start(
 def _wait_for_step(out: Path, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        lines = (out / "progress").read_text().splitlines() if (out / "progress").exists() else []
-        if any('"phase": "train"' in line for line in lines):
+        if (out / "progress").exists() and '"train"' in (out / "progress").read_text():
             return
         time.sleep(0.02)
+    process.kill()
     raise AssertionError(f"it trained no step: {process.communicate()[1]}")
 
 
@@ -68,55 +67,55 @@ def _delta(update: Path) -> bytes:
 def test_a_signal_ends_the_round_with_what_was_done(
     task: Task, tmp_path: Path, round_: Path, number: signal.Signals, launcher: Mapping[str, str]
 ) -> None:
-    long = dataclasses.replace(task, local_steps=10**6, schedule_steps=2 * 10**6)
+    long = task.replace(local_steps=10**6, schedule_steps=2 * 10**6)
     process = _start(long, TRAINING, tmp_path / "out", **launcher)
     _wait_for_step(tmp_path / "out", process)
     process.send_signal(number)
     assert process.wait(60) == 0, process.communicate()[1]
     update = tmp_path / "out" / "update"
-    said = manifest.verify(update, "update")
-    steps = said["steps"]
-    assert said["status"] == "partial"
-    why = said["reason"].removeprefix(f"{steps} of 1000000 steps: ")
+    delivered = manifest.verify(update, UpdateManifest)
+    steps = delivered.steps
+    assert delivered.status == "partial"
+    why = (delivered.reason or "").removeprefix(f"{steps} of 1000000 steps: ")
     assert why.startswith("SIG") or (launcher and why == "another rank was told to stop")
     assert 1 <= steps < 10**6
-    assert said["samples"] == 4 * steps
+    assert delivered.samples == 4 * steps
 
-    exactly = dataclasses.replace(long, local_steps=steps)
+    exactly = long.replace(local_steps=steps)
     if not launcher:  # ranks sum in another order
         train(MODEL, exactly, TRAINING, tmp_path / "exactly")
         assert _delta(update) == _delta(tmp_path / "exactly" / "update")
 
     state, others = round_ / "state", round_ / "karolina" / "update"
-    aggregate(MODEL, state, [update, others], tmp_path / "next")
-    server = ServerState.load(tmp_path / "next" / "state")
-    entry = server.history[0]["facilities"]
-    counts = {name: entry[name]["samples"] for name in entry}
-    assert entry["leonardo"]["status"] == "partial"
-    assert entry["leonardo"]["share"] == counts["leonardo"] / sum(counts.values())
+    outcome = aggregate(MODEL, state, [update, others], tmp_path / "next", time.time())
+    assert isinstance(outcome, Averaged)
+    entry = outcome.entry.facilities
+    counts = {name: values.samples for name, values in entry.items()}
+    assert entry["leonardo"].status == "partial"
+    assert entry["leonardo"].share == counts["leonardo"] / sum(counts.values())
     facilities = Job.load(ROUND.parent / "federation.yml").facilities
-    after = {t.facility: t for t in plan(server, facilities, 2, "train")[1]}
+    after = {t.facility: t for t in plan(outcome.state, facilities, 2, TRAINING, "train").tasks}
     assert after["leonardo"].samples_seen == 4 * steps
 
 
 @pytest.mark.slow
 def test_no_time_for_a_step_is_an_absence(task: Task, tmp_path: Path) -> None:
-    hasty = dataclasses.replace(TRAINING, max_seconds=0.0)
+    hasty = TRAINING.replace(max_seconds=0.0)
     with pytest.raises(CrossFLError, match=r"no time for a step in round 1: max_seconds 0 were"):
         train(MODEL, task, hasty, tmp_path)
     assert list(tmp_path.iterdir()) == []
     process = _start(task, hasty, tmp_path / "two", "--on-failure", "absent", **TORCHRUN)
     assert process.wait(60) == 0, process.communicate()[1]
-    said = manifest.verify(tmp_path / "two" / "update", "update")
-    assert (said["status"], said["steps"]) == ("absent", 0)
-    assert "no time for a step" in said["reason"]
+    delivered = manifest.verify(tmp_path / "two" / "update", UpdateManifest)
+    assert (delivered.status, delivered.steps) == ("absent", 0)
+    assert "no time for a step" in (delivered.reason or "")
 
 
 def test_the_end_of_the_job_is_kept_clear_of(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
-    assert Budget(dataclasses.replace(TRAINING, reserve_seconds=60), StopSignal()).spent() is None
+    assert Budget(TRAINING.replace(reserve_seconds=60), StopSignal()).spent() is None
     reason = Budget(TRAINING, StopSignal()).spent()
     assert reason is not None
     assert reason.startswith("the job ends in ")
@@ -129,11 +128,11 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed outright again and again, at moments drawn at random, until it comes through."""
-    task = dataclasses.replace(task, local_steps=120, schedule_steps=240, round=2, samples_seen=5)
+    task = task.replace(local_steps=120, schedule_steps=240, round=2, samples_seen=5)
     state = tmp_path / "state"
     monkeypatch.setenv(place.STATE, str(state))
-    whole = dataclasses.replace(TRAINING, schedule="cosine", encoding="int8")
-    saving = dataclasses.replace(whole, checkpoint_steps=7)
+    whole = TRAINING.replace(schedule="cosine", encoding="int8")
+    saving = whole.replace(checkpoint_steps=7)
     train(MODEL, task, whole, tmp_path / "whole")
     kills, out = 0, tmp_path / "killed"
     while True:
@@ -152,10 +151,9 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(
         kills += 1
     events = [json.loads(line) for line in (out / "progress").read_text().splitlines()]
     assert min(e["step"] for e in events if e["phase"] == "train") > saving.checkpoint_steps
-    said = [manifest.verify(o / "update", "update") for o in (tmp_path / "whole", out)]
-    assert said[0]["digest"] == said[1]["digest"]
-    for key in ("steps", "samples", "tokens"):
-        assert said[0][key] == said[1][key]
+    one, two = (manifest.verify(o / "update", UpdateManifest) for o in (tmp_path / "whole", out))
+    assert one.digest == two.digest
+    assert (one.steps, one.samples, one.tokens) == (two.steps, two.samples, two.tokens)
     assert not list(state.glob("leonardo/savepoint-*/2"))
 
 
@@ -166,17 +164,17 @@ def test_a_savepoint_of_other_options_is_left_alone(
     from crossfl.facility.savepoint import Savepoint
     from crossfl.learning.training import TrainingResult
 
-    saving = dataclasses.replace(TRAINING, checkpoint_steps=1)
+    saving = TRAINING.replace(checkpoint_steps=1)
     savepoint = Savepoint(task, saving, {"ranks": 1})
     savepoint.write({}, TrainingResult(steps=1))
     found = savepoint.read()
     assert found is not None
     assert found[1]["steps"] == 1
-    later = dataclasses.replace(saving, max_seconds=9.0)
+    later = saving.replace(max_seconds=9.0)
     assert Savepoint(task, later, {"ranks": 1}).read() is not None
     for changed in (
-        Savepoint(dataclasses.replace(task, seed=task.seed + 1), saving, {"ranks": 1}),
-        Savepoint(task, dataclasses.replace(saving, learning_rate=0.1), {"ranks": 1}),
+        Savepoint(task.replace(seed=task.seed + 1), saving, {"ranks": 1}),
+        Savepoint(task, saving.replace(learning_rate=0.1), {"ranks": 1}),
         Savepoint(task, saving, {"ranks": 2}),
     ):
         assert changed.read() is None

@@ -1,6 +1,5 @@
 """Ranks: one update from several processes, equal to that of one; and launchers that cannot run."""
 
-import dataclasses
 import os
 import socket
 import sys
@@ -35,7 +34,7 @@ def _words(task: Task) -> list[str]:
 
 @pytest.mark.slow
 def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path) -> None:
-    words = _words(dataclasses.replace(task, local_steps=5, schedule_steps=10))
+    words = _words(task.replace(local_steps=5, schedule_steps=10))
     site = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
     launchers = {"one": {}, "two": {launching.LAUNCHER: "torchrun --nproc-per-node=2"}}
     deltas = []

@@ -33,7 +33,7 @@ STEPS = 50
 
 def _trained(task: Task, **changes: Any) -> TrainingResult:
     """One process, here."""
-    training = dataclasses.replace(TRAINING, **changes)
+    training = TRAINING.replace(**changes)
     trainer = Trainer(ROUND / "global_model", DATA / "leonardo" / "words", task, training)
     with Progress() as progress:
         return trainer.train(progress, StopSignal())
@@ -42,13 +42,13 @@ def _trained(task: Task, **changes: Any) -> TrainingResult:
 def _on_two_ranks(run: Run, task: Task, **changes: Any) -> dict[str, Any]:
     """Two ranks with gloo, started by torchrun."""
     torchrun = (Path(sys.executable).with_name("torchrun"), "--nproc-per-node=2")
-    training = dataclasses.replace(TRAINING, **changes)
+    training = TRAINING.replace(**changes)
     return losses(run, task, training, torchrun, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture
 def long(task: Task) -> Task:
-    return dataclasses.replace(task, local_steps=STEPS, schedule_steps=2 * STEPS)
+    return task.replace(local_steps=STEPS, schedule_steps=2 * STEPS)
 
 
 @pytest.mark.slow
@@ -92,14 +92,13 @@ def test_sharded_ranks_deliver_and_go_on(
 ) -> None:
     """Deltas and the kept optimizer of ranks that hold shards are those of one process."""
     torchrun = f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"
-    training = dataclasses.replace(
-        TRAINING, batch_size=4, sharding="fsdp", local_optimizer="keep", checkpoint_steps=2
+    training = TRAINING.replace(
+        batch_size=4, sharding="fsdp", local_optimizer="keep", checkpoint_steps=2
     )
     model, places = ROUND / "global_model", {n: tmp_path / n for n in ("one", "two")}
     monkeypatch.setenv(place.STATE, str(places["one"] / "state"))
     for number, seen in ((1, 0), (2, 12)):
-        asked = dataclasses.replace(
-            task, round=number, samples_seen=seen, counted=number - 1, local_steps=3,
+        asked = task.replace(round=number, samples_seen=seen, counted=number - 1, local_steps=3,
             schedule_steps=8,
         )  # fmt: skip
         train(model, asked, training, places["one"] / str(number))
@@ -168,7 +167,7 @@ def test_rows_hold_every_sample_once(lengths: list[int], room: int) -> None:
 
 def test_dropout_follows_from_the_step(long: Task, tmp_path: Path) -> None:
     """Random numbers are the same whatever was drawn before, and others in another round."""
-    task = dataclasses.replace(long, local_steps=3)
+    task = long.replace(local_steps=3)
     first = _trained(task).losses
     torch.manual_seed(123)
     assert _trained(task).losses == first
@@ -188,7 +187,7 @@ def test_the_noise_scale_is_that_of_the_noise() -> None:
 
 
 def test_the_noise_scale_is_reported(long: Task) -> None:
-    few = dataclasses.replace(long, local_steps=20)
+    few = long.replace(local_steps=20)
     assert _trained(few).noise.steps == 0
     noise = _trained(few, micro_batch=2).noise
     assert noise.steps == 20
@@ -198,7 +197,7 @@ def test_the_noise_scale_is_reported(long: Task) -> None:
 @pytest.mark.slow
 def test_a_model_can_be_compiled(long: Task) -> None:
     """The option reaches torch.compile; where no compiler is at hand, eager stands in for it."""
-    few = dataclasses.replace(long, local_steps=2)
+    few = long.replace(local_steps=2)
     with torch.compiler.set_stance("force_eager"):
         found = _trained(few, execution="compiled")
     assert found.losses == _trained(few).losses

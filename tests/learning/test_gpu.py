@@ -1,6 +1,5 @@
 """On a GPU: the same learning as on the CPU, but for rounding. Skipped where there is none."""
 
-import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ TRAINING = Training(batch_size=8, sequence_length=48, learning_rate=0.01, schedu
 def test_the_losses_are_those_of_the_cpu(
     task: Task, run: Run, changes: dict[str, Any], tolerance: float
 ) -> None:
-    long = dataclasses.replace(task, local_steps=30, schedule_steps=60)
-    found = losses(run, long, dataclasses.replace(TRAINING, **changes), **GPUS)["losses"]
+    long = task.replace(local_steps=30, schedule_steps=60)
+    found = losses(run, long, TRAINING.replace(**changes), **GPUS)["losses"]
     expected = losses(run, long, TRAINING, **NO_GPU)["losses"]
     assert found == pytest.approx(expected, rel=tolerance)
     assert found != expected, "it ran on the CPU"
@@ -46,12 +45,11 @@ def test_the_losses_are_those_of_the_cpu(
 
 def test_rounds_on_a_gpu_go_on_and_say_what_they_cost(task: Task, run: Run, tmp_path: Path) -> None:
     """Two rounds with the optimizer kept: deltas near those of the CPU, account of the GPU."""
-    training = dataclasses.replace(TRAINING, local_optimizer="keep", checkpoint_steps=2)
+    training = TRAINING.replace(local_optimizer="keep", checkpoint_steps=2)
     deltas = []
     for name, where in (("gpu", GPUS), ("cpu", NO_GPU)):
         for number in (1, 2):
-            asked = dataclasses.replace(
-                task, round=number, samples_seen=24 * (number - 1), counted=number - 1,
+            asked = task.replace(round=number, samples_seen=24 * (number - 1), counted=number - 1,
                 local_steps=3, schedule_steps=8,
             )  # fmt: skip
             out = tmp_path / name / str(number)

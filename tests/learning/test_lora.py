@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets, lora
-from crossfl.learning.evaluation import validate
 from crossfl.learning.models.loading import load
 from crossfl.protocol.records import Aggregation, Lora, Training
 from crossfl.simulation.simulate import rounds, simulate
@@ -22,6 +21,7 @@ from crossfl.storage import manifest
 from crossfl.storage.job import Job
 from tests.support.paths import CWL, DATA, ROOT, ROUND
 from tests.support.processes import Run
+from tests.support.validation import measured
 
 BASE = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.03, threads=1)
@@ -44,7 +44,7 @@ def lora_job(job: Job) -> Job:
     return dataclasses.replace(
         job,
         config=CWL / "config.json",
-        lora=dataclasses.replace(LORA, base_digest=lora.digest(BASE)),
+        lora=LORA.replace(base_digest=lora.digest(BASE)),
         training=TRAINING,
         aggregation=Aggregation(server_optimizer="fedavg"),
         rounds=3,
@@ -91,7 +91,7 @@ def test_an_adapter_that_has_learnt_nothing_changes_nothing(
     samples = datasets.read(DATA / "leonardo" / "words", "valid")
     found, tokenizer = load(tmp_path / "out" / "global_model", TRAINING)
     whole, _ = load(BASE, TRAINING)
-    scores = [validate(model, tokenizer, samples, TRAINING) for model in (found, whole)]
+    scores = [measured(model, tokenizer, samples, TRAINING) for model in (found, whole)]
     assert scores[0] == scores[1]
 
 
@@ -106,7 +106,7 @@ def test_the_model_given_is_the_base(models: Path, tmp_path: Path) -> None:
 def test_b_alone_averages_exactly(lora_job: Job, models: Path, tmp_path: Path) -> None:
     """A stays as it was; the mean of the products is the product with the mean of B."""
     assert lora_job.lora is not None
-    job = dataclasses.replace(lora_job, lora=dataclasses.replace(lora_job.lora, factors="b"))
+    job = dataclasses.replace(lora_job, lora=lora_job.lora.replace(factors="b"))
     (tmp_path / "r").mkdir()
     walked = rounds(job, tmp_path / "r")
     _, first = next(walked)
@@ -147,7 +147,7 @@ def test_bad_adapters_are_refused(
     lora_job: Job, models: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     assert lora_job.lora is not None
-    record = dataclasses.replace(lora_job.lora, **changes)  # type: ignore[arg-type]
+    record = lora_job.lora.replace(**changes)  # type: ignore[arg-type]
     with pytest.raises(CrossFLError, match=message):
         initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
         load(tmp_path / "out" / "global_model", TRAINING)
@@ -177,8 +177,8 @@ def test_the_workflow_gives_the_same_adapter(
         tmp_path / "job.json", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    record = dataclasses.replace(LORA, rank=8, alpha=16.0, base_digest=lora.digest(BASE))
-    record = dataclasses.replace(record, target_modules=("q_proj",))
+    record = LORA.replace(rank=8, alpha=16.0, base_digest=lora.digest(BASE))
+    record = record.replace(target_modules=("q_proj",))
     initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", record)
     names = ("adapter_model.safetensors", lora.FILE)
     for name in names:

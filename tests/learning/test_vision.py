@@ -1,6 +1,5 @@
 """Image classifiers in the same loop as language models: from a config.json to a round."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,11 +13,11 @@ from crossfl.errors import CrossFLError
 from crossfl.learning import datasets
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Image
-from crossfl.learning.evaluation import validate
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.models.vision import VGGConfig, VGGForImageClassification
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
-from crossfl.server.state import ServerState
+from crossfl.server import state as server_state
 from crossfl.simulation.simulate import playing_every_facility, rounds
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.initialise import initialise
@@ -27,6 +26,7 @@ from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.job import Job
 from tests.support.paths import ROUND
+from tests.support.validation import measured
 
 VGG = {
     "model_type": "crossfl_vgg",
@@ -87,9 +87,11 @@ def federation(config: dict[str, Any], tmp_path: Path, count: int) -> Job:
 def start(config: dict[str, Any], tmp_path: Path) -> tuple[Path, Task]:
     job = federation(config, tmp_path, 1)
     initialise(None, job.config, None, 0, 1, Aggregation(), tmp_path)
-    base = ServerState.load(tmp_path / "state").model
-    known = {"seed": 1, "schedule_step": 0, "schedule_steps": 8, "samples_seen": 0, "data_seed": 2}
-    task = Task(facility="leonardo", dataset="halves", round=1, local_steps=8, base=base, **known)
+    base = server_state.load(tmp_path / "state").model
+    task = Task(
+        facility="leonardo", dataset="halves", federation="f", round=1, local_steps=8, base=base,
+        seed=1, schedule_step=0, schedule_steps=8, samples_seen=0, data_seed=2,
+    )  # fmt: skip
     return tmp_path / "global_model", task
 
 
@@ -100,13 +102,14 @@ def test_a_federation_learns_to_tell_images_apart(
     job = federation(config, tmp_path, count)
     with playing_every_facility(root):
         *_, (state, here) = rounds(job, tmp_path / "rounds")
-        task = dataclasses.replace(start(config, tmp_path)[1], base=state.model)
-        record = evaluate(here / "global_model", task, TRAINING, ["not for images"])
-    received = state.updates("leonardo")[0]["metrics"]["validation"]
-    assert received["tokens"] == 16
-    assert received["accuracy"] < 1
-    assert record["metrics"]["accuracy"] == 1
-    assert record["completions"] == []
+        task = start(config, tmp_path)[1].replace(base=state.model)
+        record = evaluate(here / "global_model", task, TRAINING, ["not for images"], tmp_path)
+    (entry, *_) = server_state.history(here / "state")
+    received = entry.facilities["leonardo"].metrics.validation
+    assert received.tokens == 16
+    assert received.accuracy < 1
+    assert record.metrics.accuracy == 1
+    assert record.completions == ()
     assert not (here / "global_model" / "tokenizer_config.json").exists()
 
 
@@ -128,10 +131,9 @@ def test_the_delta_travels(root: Path, tmp_path: Path) -> None:
     model, task = start(VGG, tmp_path)
     with playing_every_facility(root):
         written = train(model, task, TRAINING, tmp_path)
-    assert manifest.verify(tmp_path / "update", "update") == written
-    assert (written["tokens"], written["samples"]) == (64, 64)  # one label for each image
-    assert set(written["metrics"]) == {"validation", "local", "training"}
-    assert written["metrics"]["local"]["loss"] < written["metrics"]["validation"]["loss"]
+    assert manifest.verify(tmp_path / "update", UpdateManifest) == written
+    assert (written.tokens, written.samples) == (64, 64)  # one label for each image
+    assert written.metrics.local.loss < written.metrics.validation.loss
 
 
 def test_vgg16_has_the_parameters_of_the_paper() -> None:
@@ -153,10 +155,10 @@ def test_accuracy_and_loss_of_known_logits(root: Path, tmp_path: Path) -> None:
             parameter.zero_()
         list(network.parameters())[-1].copy_(torch.tensor([0.0, math.log(3)]))
     samples = [Image(np.ones((1, 8, 8), np.float32), label) for label in (1, 1, 1, 0)]
-    metrics = validate(network, None, samples, dataclasses.replace(TRAINING, batch_size=3))
-    assert metrics["accuracy"] == 0.75
-    assert metrics["loss"] == pytest.approx(-(3 * math.log(0.75) + math.log(0.25)) / 4)
-    assert metrics["tokens"] == 4
+    metrics = measured(network, None, samples, TRAINING.replace(batch_size=3))
+    assert metrics.accuracy == 0.75
+    assert metrics.loss == round(-(3 * math.log(0.75) + math.log(0.25)) / 4, 4)
+    assert metrics.tokens == 4
 
 
 def test_images_are_read_and_written(tmp_path: Path) -> None:

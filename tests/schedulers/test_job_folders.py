@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def lax(site: Site) -> Iterator[Site]:
 @pytest.mark.parametrize("way", ["queue", "login"])
 def test_folders_and_files_at_a_site(lax: Site, way: str, engine: Engine, tmp_path: Path) -> None:
     assert lax.shell("umask") == "0000\n"
-    workdir = Path(lax.facts["workdir"], "private", tmp_path.name)
+    workdir = Path(lax.facts["workdir"], "private")
+    shutil.rmtree(workdir, ignore_errors=True)
     (tmp_path / "words").write_text("words\n")
     (tmp_path / "words").chmod(0o666)
     names = {"login": f"{lax.name}-login", "queue": lax.name}

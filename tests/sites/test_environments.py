@@ -169,6 +169,38 @@ def test_staging(staging: str, folder: str, crossfl_bind: Bind, tmp_path: Path) 
     assert done.stdout == f"{folder}\n", done.stderr
 
 
+def lines_of_job_script(crossfl_bind: Bind, name: str, **changes: str) -> list[str]:
+    status, printed = crossfl_bind("--facility", f"site={name}", *required(name, "site", **changes))
+    assert status == 0, printed
+    assert cli.main(["check", "--offline", "streamflow.yml"]) == 0
+    return Path("streamflow.d/site.sh").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", [*SCHEDULED, "vm"])
+def test_what_may_leave(name: str, crossfl_bind: Bind) -> None:
+    variables = (
+        "CROSSFL_PROMPTS",
+        "CROSSFL_MIN_VALIDATION_SAMPLES",
+        "CROSSFL_MIN_VALIDATION_TOKENS",
+    )
+    script = "\n".join(lines_of_job_script(crossfl_bind, name))
+    assert not any(variable in script for variable in variables)
+    changes = {"prompts": "yes", "min_samples": "20", "min_tokens": "300"}
+    lines = lines_of_job_script(crossfl_bind, name, **changes)
+    exports = "\n".join(line for line in lines if any(v in line for v in variables))
+    show = exports + "".join(f'\necho "${variable}"' for variable in variables)
+    done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, env={})
+    assert done.stdout.split() == ["1", "20", "300"], done.stderr
+
+
+@pytest.mark.parametrize("value", ["no", "1", "true", "YES", "yes no"])
+def test_prompts_are_a_plain_yes(value: str, crossfl_bind: Bind) -> None:
+    words = required("vm", "site", prompts=value)
+    status, printed = crossfl_bind("--facility", "site=vm", *words)
+    assert status == cli.BAD_INPUT
+    assert f"site.prompts is {value!r}: `yes` lets the model complete" in printed
+
+
 def test_recipes_of_containers() -> None:
     """They cannot be built here; that they name what there is, and the lock's Python, is seen."""
     folder = ENVIRONMENTS / "containers"

@@ -117,11 +117,11 @@ def test_error_feedback_gives_back_what_was_lost(
         )
         assert first == second
         sent += Delta(folder).span("w", 0, 5000)
-    left = TensorFile(tmp_path / f"state/a/residual-5/any-29/{base.path.name}").tensor("w")
+    left = TensorFile(tmp_path / f"state/a/residual-5/f-29/{base.path.name}").tensor("w")
     torch.testing.assert_close(sent + left, truth, rtol=1e-4, atol=1e-4)
     assert sorted(p.name for p in (tmp_path / "state/a/residual-5").iterdir()) == [
-        "any-28",
-        "any-29",
+        "f-28",
+        "f-29",
     ]
 
 

@@ -25,5 +25,5 @@ if __name__ == "__main__":
     with Progress() as progress:
         trained = trainer.train(progress, StopSignal())
     if trainer.leads:
-        print(json.dumps({"losses": trained.losses, "validation": validation["loss"]}))
+        print(json.dumps({"losses": trained.losses, "validation": validation and validation.loss}))
     launcher.leave()

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 from streamflow.ext.plugin import StreamFlowPlugin
 
-from crossfl.engine import compatibility, shutdown
+from crossfl.engine import compatibility, shutdown, terminal
 from crossfl.engine.placement import FILTER
 
 
@@ -17,7 +17,9 @@ class CrossFLPlugin(StreamFlowPlugin):
         Raises:
             CrossFLError: this engine is not the one that the plugin was written for.
         """
-        shutdown.watch()  # first, so that an error from here on is one message too
+        # First, so that an error from here on is one message too, and harmless.
+        shutdown.watch()
+        terminal.guard()
         compatibility.check_version()
         # Not at the top: in another version of the engine these imports may fail.
         from streamflow.data import data_manager_classes

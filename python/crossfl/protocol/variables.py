@@ -65,13 +65,13 @@ VARIABLES = (
         MIN_VALIDATION_SAMPLES,
         "Validation samples below which no metric leaves the facility. "
         f"Default {DEFAULT_MIN_VALIDATION_SAMPLES}.",
-        _JOB,
+        f"{_JOB}; `crossfl.local`",
     ),
     Variable(
         MIN_VALIDATION_TOKENS,
         "Predicted tokens below which no metric leaves the facility. "
         f"Default {DEFAULT_MIN_VALIDATION_TOKENS}.",
-        _JOB,
+        f"{_JOB}; `crossfl.local`",
     ),
     Variable(LAUNCHED, "Marks a rank that the launcher started.", "`crossfl train`"),
     Variable(ABSENT, "Why a facility counts as absent in place of running the step.", _PLUGIN),

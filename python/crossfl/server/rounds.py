@@ -14,9 +14,10 @@ from crossfl.protocol.records import Allowance
 from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
 from crossfl.server import admission
 from crossfl.server import state as server_state
-from crossfl.server.admission import Exclusion, Update, UpdatesRefused
+from crossfl.server.admission import Update, UpdatesRefused
 from crossfl.server.averaging.average import Averaging
 from crossfl.server.averaging.walk import PIECE
+from crossfl.server.deliveries import Exclusion, shown_reason
 from crossfl.server.quorum import BelowQuorumError, check_quorum
 from crossfl.server.shares import shares
 from crossfl.storage import manifest
@@ -352,7 +353,7 @@ def _stated(update: UpdateManifest) -> FacilityEntry:
     """What an update states of itself, as the history has it."""
     return FacilityEntry(
         status=update.status,
-        reason=None if update.reason is None else admission.shown_reason(update.reason),
+        reason=None if update.reason is None else shown_reason(update.reason),
         tokens=update.tokens,
         samples=update.samples,
         steps=update.steps,

@@ -19,6 +19,7 @@ SAFE = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 WORD = re.compile(SAFE)
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?")
 COUNT = re.compile(r"[1-9][0-9]{0,4}")
+FLOOR = re.compile(r"[1-9][0-9]{0,8}")
 TIME = re.compile(r"[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]")
 ABSOLUTE = re.compile(r"(/[A-Za-z0-9._+@-]+)+")
 LOCAL = re.compile(rf"(~/|/|(\.\./)+)?\.?{SAFE}(/\.?{SAFE})*")
@@ -49,10 +50,16 @@ SETTINGS = {
     "host": Setting("login node, host or host:port", HOST),
     "key": Setting("private ssh key on this machine, relative to the StreamFlow file", LOCAL),
     "known_hosts": Setting("file with the host keys to trust, on this machine", LOCAL),
+    "min_samples": Setting("validation samples below which no metric leaves the facility", FLOOR),
+    "min_tokens": Setting("predicted tokens below which no metric leaves the facility", FLOOR),
     "models": Setting("folder of base models at the facility, absolute, for LoRA", ABSOLUTE),
     "modules": Setting("environment modules to load, separated by blanks", WORDS),
     "nodes": Setting("nodes of each job", COUNT),
     "partition": Setting("Slurm partition"),
+    "prompts": Setting(
+        "`yes` lets the model complete the job's prompts there; left out, it does not",
+        re.compile("yes"),
+    ),
     "qos": Setting("Slurm quality of service"),
     "queue": Setting("PBS queue"),
     "ranks": Setting("ranks on each node, as a rule one for each GPU", COUNT),

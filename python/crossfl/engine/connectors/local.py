@@ -58,6 +58,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         data: str | None = None,
         state: str | None = None,
         journal: str | None = None,
+        prompts: bool = True,
+        min_validation_samples: int | None = None,
+        min_validation_tokens: int | None = None,
         **config: Any,
     ) -> None:
         super().__init__(deployment_name, config_dir, **config)
@@ -69,10 +72,17 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             variables.DATA: _path(data, config_dir),
             variables.STATE: _path(state, config_dir),
             variables.JOURNAL: "" if facility else _journal(journal, config_dir),
+            variables.PROMPTS: "1" if facility and prompts else "",
             variables.ENGINE: str(os.getpid()),
             variables.DEPLOYMENT: deployment_name,
             "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
         }
+        # Not set where there is nothing to say: a floor of this machine is not to be lowered.
+        floors = {
+            variables.MIN_VALIDATION_SAMPLES: min_validation_samples,
+            variables.MIN_VALIDATION_TOKENS: min_validation_tokens,
+        }
+        self._environment |= {name: str(floor) for name, floor in floors.items() if floor}
 
     async def deploy(self, external: bool) -> None:
         """Start to show progress, unless another deployment has."""

@@ -75,7 +75,8 @@ def summary(facility: str, evaluation: EvaluationManifest | NotEvaluated) -> str
     """One line of text for one evaluation."""
     metrics = evaluation.metrics
     if metrics is None:
-        return f"{facility} {evaluation.status}: {text(evaluation.reason)}"
+        status = "no metrics" if evaluation.status == "complete" else evaluation.status
+        return f"{facility} {status}: {text(evaluation.reason)}"
     parts = [f"{facility} loss {number(metrics.loss, '.4f')}"]
     for name, form in SCORES:
         score = getattr(metrics, name)

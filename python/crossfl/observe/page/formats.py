@@ -31,9 +31,9 @@ def number(value: object, form: str = ",") -> str:
 
 
 def count(value: object) -> str:
-    """A count of things, in billions from ten billion on."""
+    """A count of things, in billions where there are so many."""
     real = _real(value)
-    if real is None or not 1e10 <= real < LARGEST_WHOLE:
+    if real is None or not 1e9 <= real < LARGEST_WHOLE:
         return number(value)
     return f"{real / 1e9:,.1f} billion"
 
