@@ -15,7 +15,8 @@ from crossfl.protocol.records import Aggregation, Allowance, Task
 from crossfl.protocol.state import FacilityLedger, ServerState
 from crossfl.server import rounds
 from crossfl.server import state as server_state
-from crossfl.server.admission import Exclusion, Update
+from crossfl.server.admission import Update
+from crossfl.server.deliveries import Exclusion
 from crossfl.server.planning.fixed import plan
 from crossfl.server.quorum import share_present
 from crossfl.server.rounds import Outcome, Skipped, Waiting

@@ -56,15 +56,15 @@ def _local_weights(job: Job, folder: Path) -> tuple[dict[str, torch.Tensor], Tas
 
 def test_rounds_of_one_facility_are_training_without_a_break(tmp_path: Path) -> None:
     job = _alone(ROUNDS, STEPS, TRAINING)
-    found, last = _local_weights(job, tmp_path / "rounds")
+    weights, last = _local_weights(job, tmp_path / "rounds")
     assert last.samples_seen == ROUNDS * STEPS * 4
 
     (tmp_path / "start").mkdir()
     first = next(iter(rounds(_alone(1, 1, TRAINING), tmp_path / "start")))  # for the state's seed
-    task = plan(first[0], job.facilities, ROUNDS * STEPS, job.training, "evaluate").tasks[0]
+    (task,) = plan(first[0], job.facilities, ROUNDS * STEPS, TRAINING, "evaluate").tasks
     task = task.replace(schedule_step=0, schedule_steps=ROUNDS * STEPS)
     expected = _plain_training(tmp_path / "model", task)
-    assert [name for name, w in found.items() if not torch.equal(w, expected[name])] == []
+    assert [name for name, w in weights.items() if not torch.equal(w, expected[name])] == []
 
 
 def _plain_training(folder: Path, task: Task) -> dict[str, torch.Tensor]:
@@ -98,20 +98,20 @@ def _plain_training(folder: Path, task: Task) -> dict[str, torch.Tensor]:
 
 def test_an_optimizer_that_is_reset_is_another(tmp_path: Path) -> None:
     """What the test above would not see, were the state not used, or the rounding not kept."""
-    kept, _ = _local_weights(_alone(2, STEPS, TRAINING), tmp_path / "topk_fraction")
+    kept, _ = _local_weights(_alone(2, STEPS, TRAINING), tmp_path / "keep")
     folder = tmp_path / "reset"
     folder.mkdir()
     reset = TRAINING.replace(local_optimizer="reset")
-    here = [here for _, here in rounds(_alone(2, STEPS, reset), folder)][-1]
-    other = load_file(here / "global_model" / "model.safetensors")
+    last = [round_ for _, round_ in rounds(_alone(2, STEPS, reset), folder)][-1]
+    other = load_file(last / "global_model" / "model.safetensors")
     assert any((kept[name] - other[name]).abs().max() > 1e-3 for name in kept)
-    sent = load_file(tmp_path / "topk_fraction" / "2" / "global_model" / "model.safetensors")
+    sent = load_file(tmp_path / "keep" / "2" / "global_model" / "model.safetensors")
     assert any(not torch.equal(sent[name], kept[name]) for name in kept)
 
 
 def test_what_is_kept_stays_at_the_facility(tmp_path: Path) -> None:
-    for _, here in rounds(_alone(1, 1, TRAINING), tmp_path):
-        names = {p.name for p in here.rglob("*") if p.is_file()}
+    for _, folder in rounds(_alone(1, 1, TRAINING), tmp_path):
+        names = {p.name for p in folder.rglob("*") if p.is_file()}
     assert KEPT not in names
     assert not any("optimizer" in name for name in names)
 

@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Facility, Training
+from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.server.rounds import aggregate
 from crossfl.steps.initialise import initialise
@@ -29,6 +31,7 @@ from crossfl.storage.weight_files import weight_files
 from tests.support.paths import ROUND
 
 TRAINING = Training(batch_size=4, sequence_length=48, threads=1)
+LEONARDO = Facility(name="leonardo", dataset="words")
 
 
 def _llama(**changes: Any) -> LlamaForCausalLM:
@@ -69,11 +72,11 @@ def test_a_round_with_any_checkpoint(case: str, tmp_path: Path) -> None:
     if change is not None:
         change(source)
     initialise(source, None, None, 0, 1, Aggregation(), tmp_path / "0")
-    state = ServerState.load(tmp_path / "0" / "state")
-    tasks = plan(state, [Facility(name="leonardo", dataset="words")], 1, "train")[1]
-    model = tmp_path / "0" / "global_model"
-    train(model, tasks[0], TRAINING, tmp_path / "l")
-    aggregate(model, tmp_path / "0" / "state", [tmp_path / "l" / "update"], tmp_path / "1")
+    server = server_state.load(tmp_path / "0" / "state")
+    (task,) = plan(server, [LEONARDO], 1, TRAINING, "train").tasks
+    model, state = tmp_path / "0" / "global_model", tmp_path / "0" / "state"
+    train(model, task, TRAINING, tmp_path / "l")
+    aggregate(model, state, [tmp_path / "l" / "update"], tmp_path / "1", server.started)
     before, after = (
         AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         for folder in (source, tmp_path / "1" / "global_model")
@@ -100,10 +103,11 @@ def test_a_model_in_fp32_travels_in_bf16(saving: dict[str, Any], tmp_path: Path)
     for name in original:
         assert kept[name].equal(original[name])
         assert sent[name].equal(original[name].bfloat16())
-    task = plan(ServerState.load(state), [Facility(name="karolina", dataset="words")], 1, "train")
-    train(model, task[1][0], TRAINING, tmp_path / "k")
-    aggregate(model, state, [tmp_path / "k" / "update"], tmp_path / "1")
-    delta = Tensors([tmp_path / "k/update" / delta_of(p.name) for p in model.glob("model*s")])
+    server = server_state.load(state)
+    (task,) = plan(server, [LEONARDO], 1, TRAINING, "train").tasks
+    train(model, task, TRAINING, tmp_path / "l")
+    aggregate(model, state, [tmp_path / "l" / "update"], tmp_path / "1", server.started)
+    delta = Tensors([tmp_path / "l/update" / delta_of(p.name) for p in model.glob("model*s")])
     after = slots(tmp_path / "1" / "state")["master"]
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "1" / "global_model", dtype="auto")
     assert found.dtype == torch.bfloat16
@@ -129,8 +133,8 @@ def test_pickled_weights_are_not_read_even_under_a_manifest(round_: Path) -> Non
     model = round_ / "global_model"
     (model / "model.safetensors").unlink()
     torch.save({}, model / "pytorch_model.bin")
-    manifest.write(model, "model", {"round": 0})
-    with pytest.raises(CrossFLError, match=r"'pytorch_model\.bin' in .* is not a file that"):
+    manifest.write(model, ModelManifest(round=0))
+    with pytest.raises(CrossFLError, match=r"'pytorch_model\.bin' .* a model folder may hold"):
         load(model, TRAINING)
 
 
@@ -140,7 +144,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         initialise(None, config, "bytes", seed, 1, Aggregation(), tmp_path / name)
     a, b, c = (
-        manifest.read(tmp_path / name / "global_model", "model")["files"]["model.safetensors"]
+        manifest.read(tmp_path / name / "global_model", ModelManifest).files["model.safetensors"]
         for name in "abc"
     )
     assert a == b != c

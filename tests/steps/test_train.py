@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,31 +11,55 @@ import torch
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
+from crossfl.facility.place import Disclosure
 from crossfl.learning.batching import batch_of
-from crossfl.learning.datasets import Text, read
-from crossfl.learning.evaluation import complete, summed_loss
+from crossfl.learning.datasets import Text, encode, read
+from crossfl.learning.evaluation import Validation, complete, summed_loss
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import learning_rate
 from crossfl.protocol.manifest import UpdateManifest
+from crossfl.protocol.measurements import Metrics, TaskMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.train import absent, train
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from tests.support.paths import DATA, ROUND
-from tests.support.validation import measured
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
+EVERYTHING = Disclosure(min_samples=1, min_tokens=1)
+DIGITS = 1e-4
+"""What rounding leaves of a loss."""
+
+
+def _train(task: Task, out: Path, training: Training = TRAINING) -> UpdateManifest:
+    update = train(MODEL, task, training, out)
+    assert update is not None
+    return update
+
+
+def _measured(
+    samples: Sequence[Text],
+    training: Training = TRAINING,
+    disclosure: Disclosure = EVERYTHING,
+    network: torch.nn.Module | None = None,
+) -> Metrics:
+    """Metrics of samples, by the model of the round unless told otherwise."""
+    loaded, tokenizer = load(MODEL, training)
+    metrics = Validation(samples, tokenizer, training, disclosure).measure(network or loaded)
+    assert metrics is not None
+    return metrics
 
 
 def test_the_update(task: Task, tmp_path: Path) -> None:
-    written = train(MODEL, task, TRAINING, tmp_path)
+    written = _train(task, tmp_path)
     assert manifest.verify(tmp_path / "update", UpdateManifest) == written
     assert (written.facility, written.round, written.base) == ("leonardo", 1, task.base)
+    assert written.federation == task.federation
     assert (written.status, written.steps, written.samples) == ("complete", 2, 8)
-    phases = written.seconds
-    assert min(phases.load, phases.evaluate, phases.train, phases.save) > 0
+    assert written.seconds.train > 0
+    assert written.seconds.load > 0
     delta, base = Tensors(list(tmp_path.glob("update/*.safetensors"))), Tensors.of_model(MODEL)
     assert set(delta) == set(base)
     assert all(delta[name].dtype == torch.float32 for name in delta)
@@ -44,7 +69,7 @@ def test_the_update(task: Task, tmp_path: Path) -> None:
 def test_the_delta_is_what_adamw_does(task: Task, tmp_path: Path) -> None:
     """One step of AdamW from rest is −lr·sign(g)·(1 − ε'), whatever the gradient."""
     one = task.replace(local_steps=1, schedule_steps=2)
-    train(MODEL, one, TRAINING, tmp_path)
+    _train(one, tmp_path)
     delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
     moved = torch.cat([delta[name].abs().flatten() for name in delta])
     assert moved.max() <= TRAINING.learning_rate * 1.001
@@ -52,14 +77,14 @@ def test_the_delta_is_what_adamw_does(task: Task, tmp_path: Path) -> None:
 
 
 def test_the_same_task_gives_the_same_bytes(task: Task, tmp_path: Path) -> None:
-    digests = [train(MODEL, task, TRAINING, tmp_path / str(i)).digest for i in range(2)]
+    digests = [_train(task, tmp_path / str(i)).digest for i in range(2)]
     other = task.replace(data_seed=task.data_seed + 1)
-    assert digests[0] == digests[1] != train(MODEL, other, TRAINING, tmp_path / "o").digest
+    assert digests[0] == digests[1] != _train(other, tmp_path / "o").digest
 
 
 def test_bf16_deltas_have_half_the_bytes(task: Task, tmp_path: Path) -> None:
-    whole = train(MODEL, task, TRAINING, tmp_path / "whole")
-    half = train(MODEL, task, TRAINING.replace(encoding="bf16"), tmp_path / "half")
+    whole = _train(task, tmp_path / "whole")
+    half = _train(task, tmp_path / "half", TRAINING.replace(encoding="bf16"))
     assert half.bytes < 0.6 * whole.bytes
 
 
@@ -70,12 +95,12 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
     (tmp_path / "leonardo" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
     os.environ[place.DATA] = str(tmp_path)
     task = task.replace(dataset="words.jsonl")
-    train(MODEL, task, TRAINING, tmp_path / "out")
-    crossing = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    evaluate(MODEL, task, TRAINING, ["it 3="], tmp_path / "evaluated")
-    crossing += [p.read_bytes() for p in (tmp_path / "evaluated").rglob("*") if p.is_file()]
-    for content in crossing:
-        assert canary.encode() not in content
+    _train(task, tmp_path / "out")
+    evaluate(MODEL, task, TRAINING, ["it 3="], tmp_path / "out")
+    crossing = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert {p.parent.name for p in crossing} == {"update", "evaluation"}
+    for path in crossing:
+        assert canary.encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +125,7 @@ def test_it_trains_only_where_it_belongs(
 
 def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None:
     os.environ.update({place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")})
-    assert train(MODEL, task, TRAINING, tmp_path).status == "complete"
+    assert _train(task, tmp_path).status == "complete"
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_reason(task: Task, tmp_path: Path) -> None:
@@ -134,8 +159,6 @@ def test_the_schedule_spans_the_federation(task: Task) -> None:
 def test_loss_counts_only_labelled_tokens() -> None:
     model, tokenizer = load(MODEL, TRAINING)
     samples = read(DATA / "leonardo" / "words", "valid")
-    from crossfl.learning.datasets import encode
-
     losses = []
     for sample in samples:
         batch = batch_of([[encode(sample, tokenizer, 48)]], torch.device("cpu"))
@@ -147,45 +170,62 @@ def test_loss_counts_only_labelled_tokens() -> None:
         assert count == len(picked) == len(sample.text.encode()) + 1
         assert loss.item() == pytest.approx(-sum(picked).item(), rel=1e-5)
         losses.append((loss.item(), count))
-    metrics = measured(model, tokenizer, samples, TRAINING)
+    metrics = _measured(samples)
     expected = sum(x for x, _ in losses) / sum(n for _, n in losses)
-    assert metrics.loss == pytest.approx(expected, abs=1e-4)
+    assert metrics.loss == pytest.approx(expected, abs=DIGITS)
     assert metrics.perplexity == pytest.approx(math.exp(expected), rel=1e-3)
+    assert (metrics.tokens, metrics.samples) == (sum(n for _, n in losses), len(samples))
 
 
 def test_bits_per_byte_count_the_bytes_that_are_predicted() -> None:
     """A model that gives each of 384 tokens the same odds needs log2 384 bits for each of them."""
-    model, tokenizer = load(MODEL, TRAINING)
+    network, _ = load(MODEL, TRAINING)
     with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
+        network.get_output_embeddings().weight.zero_()  # type: ignore[operator]
     bits = math.log2(384)
     training = TRAINING.replace(sequence_length=6)
 
-    def bits_per_byte(sample: Text) -> float | None:
-        return measured(model, tokenizer, [sample], training).bits_per_byte
+    def measured(prompt: str | None, text: str) -> float | None:
+        return _measured([Text(prompt, text)], training, network=network).bits_per_byte
 
-    assert bits_per_byte(Text("it 3=", "tre")) == round(bits, 4)  # cut: only t is predicted
-    assert bits_per_byte(Text("3=", "tre")) == round(bits * 4 / 3, 4)  # with the end of sequence
-    assert bits_per_byte(Text("3=", "tři")) == round(bits, 4)  # 4 bytes, and the end is cut
-    assert bits_per_byte(Text(None, "tre")) == round(bits * 3 / 2, 4)  # t has none before it
-    assert measured(model, tokenizer, [Text("3=", "")], training).bits_per_byte is None
+    once = pytest.approx(bits, abs=DIGITS)
+    assert measured("it 3=", "tre") == once  # cut: only t is predicted
+    with_end = pytest.approx(bits * 4 / 3, abs=DIGITS)
+    assert measured("3=", "tre") == with_end  # with the end of sequence
+    assert measured("3=", "tři") == once  # 4 bytes, and the end is cut
+    without_first = pytest.approx(bits * 3 / 2, abs=DIGITS)
+    assert measured(None, "tre") == without_first  # no prompt: t is not predicted
+    assert measured("3=", "") is None
 
 
 def test_tasks_are_measured_apart() -> None:
-    model, tokenizer = load(MODEL, TRAINING)
-    groups = {name: [Text("3=", name * n) for n in (1, 2, 3)] for name in ("a", "b")}
+    groups = {name: [Text("3=", name * n) for n in range(1, 4)] for name in ("a", "b")}
+    groups["c"] = [Text("4=", "c")]
     samples = [sample._replace(task=n) for n, group in groups.items() for sample in group]
-    metrics = measured(model, tokenizer, [*samples, Text("4=", "c")], TRAINING)
-    assert list(metrics.tasks) == ["a", "b"]
+    metrics = _measured(samples)
+    assert list(metrics.tasks) == ["a", "b", "c"]
     for name, group in groups.items():
-        alone = measured(model, tokenizer, group, TRAINING).asdict()
-        assert metrics.tasks[name].asdict() == {k: v for k, v in alone.items() if k != "tasks"}
-    assert metrics.tokens == 2 * (2 + 3 + 4) + 2
-    single = measured(
-        model, tokenizer, [sample._replace(task=None) for sample in samples], TRAINING
-    )
-    both = [metrics.tasks[name].loss for name in groups]
-    assert single.loss == pytest.approx(sum(both) / 2, abs=2e-4)
+        alone = _measured(group)
+        assert metrics.tasks[name] == TaskMetrics(
+            loss=alone.loss,
+            tokens=alone.tokens,
+            samples=alone.samples,
+            perplexity=alone.perplexity,
+            bits_per_byte=alone.bits_per_byte,
+        )
+    assert (metrics.tokens, metrics.samples) == (2 * (2 + 3 + 4) + 2, 7)
+    single = _measured([sample._replace(task=None) for sample in samples])
+    nats = sum((t.loss or 0) * (t.tokens or 0) for t in metrics.tasks.values())
+    assert single.loss == metrics.loss == pytest.approx(nats / metrics.tokens, abs=DIGITS)
+
+
+def test_no_task_of_too_few_samples_is_measured_apart_nor_told_by_the_others() -> None:
+    """What a small task has could be worked out from the whole, were all others given."""
+    samples = [Text("3=", name * n, name) for name in ("a", "b") for n in range(1, 4)]
+    samples.append(Text("4=", "c", "c"))
+    metrics = _measured(samples, disclosure=Disclosure(min_samples=2, min_tokens=1))
+    assert list(metrics.tasks) == ["b"]
+    assert (metrics.tokens, metrics.samples) == (2 * (2 + 3 + 4) + 2, 7)
 
 
 def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
@@ -200,12 +240,12 @@ def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
     os.environ[place.DATA] = str(tmp_path)
     metrics = evaluate(MODEL, task.replace(dataset="d"), TRAINING, [], tmp_path).metrics
     assert metrics is not None
-    tasks = {name: values.asdict() for name, values in metrics.tasks.items()}
-    common = {"loss", "perplexity", "bits_per_byte", "tokens", "samples"}
-    assert set(tasks["property_prediction-hiv"]) == common | {"accuracy", "mcc", "coverage"}
-    assert tasks["weights"]["coverage"] == 0.0
-    assert set(tasks["greetings"]) == common
     assert metrics.samples == 4
+    tasks = {name: set(measured.asdict()) for name, measured in metrics.tasks.items()}
+    common = {"loss", "perplexity", "bits_per_byte", "tokens", "samples"}
+    assert tasks["property_prediction-hiv"] == common | {"accuracy", "mcc", "coverage"}
+    assert metrics.tasks["weights"].coverage == 0.0
+    assert tasks["greetings"] == common
 
 
 def test_a_dataset_names_few_tasks() -> None:
@@ -215,15 +255,15 @@ def test_a_dataset_names_few_tasks() -> None:
 
 
 def test_the_local_model_is_measured_beside_the_one_received(task: Task, tmp_path: Path) -> None:
-    metrics = train(MODEL, task, TRAINING, tmp_path).metrics
-    network, tokenizer = load(MODEL, TRAINING)
+    metrics = _train(task, tmp_path).metrics
+    network, _ = load(MODEL, TRAINING)
     valid = read(DATA / "leonardo" / "words", "valid")
-    assert metrics.validation == measured(network, tokenizer, valid, TRAINING)
+    assert metrics.validation == _measured(valid)
     delta = Tensors(list(tmp_path.glob("update/*.safetensors")))
     for name, parameter in network.state_dict().items():
         parameter += delta[name]
-    local = measured(network, tokenizer, valid, TRAINING)
-    assert metrics.local.loss == pytest.approx(local.loss, abs=2e-4)
+    assert metrics.local is not None
+    assert metrics.local.loss == pytest.approx(_measured(valid, network=network).loss, abs=DIGITS)
     assert metrics.local.loss != metrics.validation.loss
 
 

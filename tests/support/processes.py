@@ -11,13 +11,23 @@ from typing import Any
 from crossfl.protocol.fields import Record
 from crossfl.protocol.flags import flag
 from crossfl.protocol.records import Task, Training
+from crossfl.protocol.variables import DATA as DATA_ROOT
+from crossfl.protocol.variables import (
+    FACILITY,
+    MIN_VALIDATION_SAMPLES,
+    MIN_VALIDATION_TOKENS,
+    PROMPTS,
+)
 from tests.support.paths import DATA, ROUND
 
 GPUS = {"CUDA_VISIBLE_DEVICES": os.getenv("CUDA_VISIBLE_DEVICES", "0")}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
-PRESERVE = tuple(f"--preserve-environment={name}" for name in ("CROSSFL_FACILITY", "CROSSFL_DATA"))
-"""What lets cwltool's steps see which facility this machine is."""
+PRESERVE = tuple(
+    f"--preserve-environment={name}"
+    for name in (FACILITY, DATA_ROOT, PROMPTS, MIN_VALIDATION_SAMPLES, MIN_VALIDATION_TOKENS)
+)
+"""What lets cwltool's steps see which facility this machine is, and what may leave it."""
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -37,7 +37,7 @@ class CarriedState:
 
     def __init__(self, task: Task, name: str, *, keeps: bool = True) -> None:
         self.folder = place.state_root(task) / f"{name}-{task.data_seed}"
-        self._mark = f"{task.federation or 'any'}-"
+        self._mark = f"{task.federation}-"
         self._round, self._counted = task.round, task.counted
         if not keeps:
             return

@@ -75,7 +75,7 @@ def encode_line(entry: RoundEntry) -> bytes:
 
 
 def decode_line(line: bytes, what: str) -> RoundEntry:
-    """Read the line of a round.
+    """Read the line of a round, from a file whose sha256 has been checked.
 
     Args:
         line: the line, with or without its newline.
@@ -84,7 +84,7 @@ def decode_line(line: bytes, what: str) -> RoundEntry:
     Raises:
         CrossFLError: it is not the line of a round.
     """
-    return decoding.decode(line, RoundEntry, what, LARGEST_LINE)
+    return decoding.decode_own(line, RoundEntry, what, LARGEST_LINE)
 
 
 def _without_defaults(record: Record) -> dict[str, Any]:

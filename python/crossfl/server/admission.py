@@ -1,31 +1,21 @@
-"""Admission: what an update or an evaluation must be before it counts, and the reason if it is not.
-
-Updates and evaluations are matched to what was asked by position: number i is of the facility that
-was asked at position i, so nobody speaks for another.
-"""
+"""Admission: what an update must be before it counts, and the reason if it is not."""
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.schedule import effective_steps
 from crossfl.protocol.state import ServerState
-from crossfl.protocol.text import printable
 from crossfl.server import bounds
+from crossfl.server.deliveries import Exclusion, identified, refusal, shown_reason
 from crossfl.storage import delta, manifest, signature
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.delta import Delta
-
-LONGEST_REASON = 500
-"""Characters of a reason that the history keeps."""
-
-M = TypeVar("M", UpdateManifest, EvaluationManifest)
 
 
 class UpdatesRefused(Exception):  # noqa: N818 (it is no error of ours)
@@ -76,17 +66,6 @@ class Update:
         return None if validation is None else validation.loss
 
 
-@dataclass(frozen=True)
-class Exclusion:
-    """An update that does not count: whose it is, whether absent, refused or unused, and why."""
-
-    facility: str
-    status: Literal["absent", "refused", "unused"]
-    reason: str
-    manifest: UpdateManifest | None = None
-    """What it states of itself, where that may be shown."""
-
-
 def admit(
     paths: Sequence[Path],
     state: ServerState,
@@ -129,7 +108,7 @@ def admit(
     for path, facility, allowance in expected:
         stated: UpdateManifest | None = None
         try:
-            stated = _identified(path, UpdateManifest, facility, state)
+            stated = identified(path, UpdateManifest, facility, state)
             bounds.check_claims(stated, allowance, state.aggregation)
             if stated.status == "absent":
                 reason = shown_reason(stated.reason or "")
@@ -144,32 +123,8 @@ def admit(
         except (CrossFLError, OSError, RuntimeError, ValueError) as error:
             # Also what a directory of odd names, depths or sizes makes of reading it.
             name = facility or (stated.facility if stated else "")
-            excluded.append(Exclusion(name, "refused", _reason(error, path, "update")))
+            excluded.append(Exclusion(name, "refused", refusal(error, path, "update")))
     return _once_each(admitted, excluded)
-
-
-def admit_evaluation(
-    path: Path, facility: str | None, state: ServerState, signers: Path | None = None
-) -> EvaluationManifest | Exclusion:
-    """The evaluation that a facility delivered, or why it does not count.
-
-    Args:
-        path: what was delivered (directory).
-        facility: who was asked for it; None, where it may be anyone's.
-        state: server state whose model was to be evaluated.
-        signers: allowed-signers file; None, where no signature is asked for.
-    """
-    stated: EvaluationManifest | None = None
-    try:
-        stated = _identified(path, EvaluationManifest, facility, state)
-        if stated.status == "complete":
-            signature.check(path, stated.facility, signers)
-        if (stated.round, stated.model) != (state.round, state.model):
-            raise CrossFLError("it does not evaluate the model of this state: evaluate again")
-        return stated
-    except (CrossFLError, OSError, RuntimeError, ValueError) as error:
-        name = facility or (stated.facility if stated else "")
-        return Exclusion(name, "refused", _reason(error, path, "evaluation"))
 
 
 def is_whole(update: Update) -> bool:
@@ -191,18 +146,6 @@ def check_sums(updates: Sequence[Update], sums: Mapping[Path, str]) -> dict[str,
     return reasons
 
 
-def _identified(path: Path, kind: type[M], facility: str | None, state: ServerState) -> M:
-    """The manifest of a directory, made by the facility that was asked, in this federation."""
-    stated = manifest.verify(path, kind, only=())
-    if facility is not None and stated.facility != facility:
-        raise CrossFLError(
-            f"it is made in the name of {stated.facility}, and {facility} was asked for it"
-        )
-    if stated.federation != state.federation:
-        raise CrossFLError(f"it is of federation {stated.federation}, this is {state.federation}")
-    return stated
-
-
 def _check_base(stated: UpdateManifest, state: ServerState, weights: Tensors) -> None:
     """Which round and model an update is for, and which files it may have: deltas of the model's.
 
@@ -216,15 +159,6 @@ def _check_base(stated: UpdateManifest, state: ServerState, weights: Tensors) ->
     names = {delta.file_name(file.path.name) for file in weights.files}
     if unknown := sorted(stated.files.keys() - names):
         raise CrossFLError(f"it lists {unknown[0]!r}, which is no delta of a file of the model")
-
-
-def shown_reason(reason: str) -> str:
-    """A reason as the history has it, which may be read on a terminal."""
-    return printable(reason, longest=LONGEST_REASON)
-
-
-def _reason(error: Exception, path: Path, noun: str) -> str:
-    return shown_reason(str(error).replace(f"{path}/", "").replace(str(path), f"the {noun}"))
 
 
 def _once_each(

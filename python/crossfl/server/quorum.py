@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.state import ServerState
-from crossfl.server.admission import Exclusion, Update
+from crossfl.server.admission import Update
+from crossfl.server.deliveries import Exclusion
 
 
 class BelowQuorumError(CrossFLError):

@@ -11,12 +11,13 @@ from crossfl.protocol.history import FacilityEntry, RoundEntry
 from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, STATE
 from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManifest
 from crossfl.protocol.records import Allowance
-from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
-from crossfl.server import admission
+from crossfl.protocol.state import FacilityLedger, ServerState
+from crossfl.server import admission, ledger
 from crossfl.server import state as server_state
-from crossfl.server.admission import Exclusion, Update, UpdatesRefused
+from crossfl.server.admission import Update, UpdatesRefused
 from crossfl.server.averaging.average import Averaging
 from crossfl.server.averaging.walk import PIECE
+from crossfl.server.deliveries import Exclusion, shown_reason
 from crossfl.server.quorum import BelowQuorumError, check_quorum
 from crossfl.server.shares import shares
 from crossfl.storage import manifest
@@ -193,9 +194,9 @@ def _publish(
                 link(round_.model / name, directory / name)
                 sums[name] = file.sha256
         model = manifest.write(directory, ModelManifest(round=number), sums).digest
-        ledger = _ledger(state, number, averaging)
-        entry = _entry(round_, model, ledger, _averaged(averaging) | _excluded(excluded))
-        state = _finished(round_, entry, ledger)
+        renewed = ledger.counted(state.ledger, number, averaging.updates, averaging.norms)
+        entry = _entry(round_, model, renewed, _averaged(averaging) | _excluded(excluded))
+        state = _finished(round_, entry, renewed)
         server_state.save(state, memory, sums, before=round_.folder, entry=entry)
     return Averaged(state, entry)
 
@@ -229,15 +230,19 @@ def _below_quorum(
         files = manifest.read(round_.folder, StateManifest).files
         sums = {name: f.sha256 for name, f in files.items() if name.endswith(".safetensors")}
         if rules.below_quorum == "skip":
-            ledger = _losses(state.ledger, admitted)
+            renewed = ledger.with_losses(state.ledger, admitted)
             unused = [
                 Exclusion(u.facility, "unused", "the round was skipped", u.manifest)
                 for u in admitted
             ]
             entry = _entry(
-                round_, state.model, ledger, _excluded([*excluded, *unused]), skipped=str(shortfall)
+                round_,
+                state.model,
+                renewed,
+                _excluded([*excluded, *unused]),
+                skipped=str(shortfall),
             )
-            state = _finished(round_, entry, ledger)
+            state = _finished(round_, entry, renewed)
             server_state.save(state, memory, sums, before=round_.folder, entry=entry)
             return Skipped(state, entry)
         whole = [update for update in admitted if admission.is_whole(update)]
@@ -250,10 +255,10 @@ def _below_quorum(
 
 
 def _finished(
-    round_: Round, entry: RoundEntry, ledger: Mapping[str, FacilityLedger]
+    round_: Round, entry: RoundEntry, renewed: Mapping[str, FacilityLedger]
 ) -> ServerState:
     """The state after a round."""
-    state, loss = round_.state, _bounded_loss(ledger, round_.members)
+    state, loss = round_.state, ledger.bounded_loss(renewed, round_.members)
     best = state.best
     if loss is not None:
         # The losses of a round are those of the model before it.
@@ -265,65 +270,9 @@ def _finished(
         waits=0,
         loss=loss,
         skipped=entry.skipped,
-        ledger=dict(ledger),
+        ledger=dict(renewed),
         best=best[:MOST_BEST],
     )
-
-
-def _ledger(state: ServerState, number: int, averaging: Averaging) -> dict[str, FacilityLedger]:
-    """The ledger after the updates of a round have counted."""
-    ledger = _losses(state.ledger, averaging.updates)
-    for update in averaging.updates:
-        before, stated = ledger.get(update.facility, FacilityLedger()), update.manifest
-        past = PastNorm(
-            norm=averaging.norms[update.facility], effective_steps=update.effective_steps
-        )
-        ledger[update.facility] = before.with_norm(past).replace(
-            samples=before.samples + stated.samples,
-            counted=number,
-            last_tokens=stated.tokens,
-            last_samples=stated.samples,
-            last_steps=stated.steps,
-        )
-    return ledger
-
-
-def _losses(
-    ledger: Mapping[str, FacilityLedger], updates: Sequence[Update]
-) -> dict[str, FacilityLedger]:
-    """The ledger with the losses that updates bring; of who brings none, the last one stays."""
-    renewed = dict(ledger)
-    for update in updates:
-        if (loss := update.loss()) is not None:
-            before = renewed.get(update.facility, FacilityLedger())
-            renewed[update.facility] = before.replace(loss=loss)
-    return renewed
-
-
-def _known_losses(
-    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
-) -> list[float]:
-    names = sorted(ledger) if members is None else members
-    return [loss for name in names if (loss := ledger.get(name, FacilityLedger()).loss) is not None]
-
-
-def _bounded_loss(
-    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
-) -> float | None:
-    """The mean loss that decides: over all members, none of them below half of their median.
-
-    An absent member counts with its last loss. While a member has given neither an update nor a
-    loss, nothing is known. One whose losses do not leave it is left out.
-    """
-    for name in members or ():
-        before = ledger.get(name, FacilityLedger())
-        if before.loss is None and not before.counted:
-            return None
-    losses = _known_losses(ledger, members)
-    if not losses:
-        return None
-    floor = statistics.median(losses) / 2
-    return statistics.fmean(max(loss, floor) for loss in losses)
 
 
 def _averaged(averaging: Averaging) -> dict[str, FacilityEntry]:
@@ -352,7 +301,7 @@ def _stated(update: UpdateManifest) -> FacilityEntry:
     """What an update states of itself, as the history has it."""
     return FacilityEntry(
         status=update.status,
-        reason=None if update.reason is None else admission.shown_reason(update.reason),
+        reason=None if update.reason is None else shown_reason(update.reason),
         tokens=update.tokens,
         samples=update.samples,
         steps=update.steps,
@@ -365,11 +314,11 @@ def _stated(update: UpdateManifest) -> FacilityEntry:
 def _entry(
     round_: Round,
     model: str,
-    ledger: Mapping[str, FacilityLedger],
+    renewed: Mapping[str, FacilityLedger],
     facilities: Mapping[str, FacilityEntry],
     skipped: str | None = None,
 ) -> RoundEntry:
-    losses = _known_losses(ledger, round_.members)
+    losses = ledger.known_losses(renewed, round_.members)
     state = round_.state
     return RoundEntry(
         round=state.round + 1,

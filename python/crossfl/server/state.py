@@ -21,7 +21,7 @@ from crossfl.protocol.history import RoundEntry, decode_line, encode_line
 from crossfl.protocol.layout import HELD_UPDATES, HISTORY, SERVER_STATE, SIGNERS
 from crossfl.protocol.manifest import StateManifest
 from crossfl.protocol.records import Aggregation
-from crossfl.protocol.state import LARGEST_STATE, ServerState
+from crossfl.protocol.state import ServerState, decode
 from crossfl.storage import manifest
 from crossfl.storage.files import concatenate, link, write_bytes
 
@@ -37,7 +37,7 @@ def load(directory: Path) -> ServerState:
     """
     manifest.verify(directory, StateManifest, only={SERVER_STATE, SIGNERS})
     path = directory / SERVER_STATE
-    return decoding.decode(path.read_bytes(), ServerState, str(path), LARGEST_STATE)
+    return decode(path.read_bytes(), str(path))
 
 
 def save(
@@ -135,10 +135,10 @@ def _continue(before: Path, directory: Path, entry: RoundEntry | None) -> dict[s
     names = sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
     if SIGNERS in described.files:
         names.append(SIGNERS)
-    (directory / HISTORY).mkdir(exist_ok=True)
     unchanged = {}
     open_segment = None if entry is None else _segment(entry.round)
     for name in names:
+        (directory / name).parent.mkdir(exist_ok=True)
         if name != open_segment:
             link(before / name, directory / name)
             unchanged[name] = described.files[name].sha256
@@ -150,6 +150,7 @@ def _continue(before: Path, directory: Path, entry: RoundEntry | None) -> dict[s
                 raise CrossFLError(
                     f"{before / open_segment} does not match its sha256: restore the state"
                 )
+        (directory / open_segment).parent.mkdir(exist_ok=True)
         (directory / open_segment).write_bytes(lines + encode_line(entry))
     return unchanged
 

@@ -24,7 +24,7 @@ from crossfl.protocol.records import Allowance
 from crossfl.protocol.state import ServerState
 from crossfl.protocol.text import printable
 from crossfl.server import state as server_state
-from crossfl.server.admission import Exclusion, admit_evaluation
+from crossfl.server.deliveries import Exclusion, admit_evaluation
 from crossfl.server.journal import journal
 from crossfl.steps import outputs
 from crossfl.storage.files import write_bytes, write_json

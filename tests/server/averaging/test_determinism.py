@@ -49,4 +49,4 @@ def test_arguments_that_would_change_the_bytes_are_refused(tmp_path: Path) -> No
     update = federation.update("a", federation.deltas(0))
     with pytest.raises(ValueError, match="multiple"):
         federation.run([update], piece=1000)
-    assert Aggregation().strategy == "fedavg"
+    assert Aggregation().server_optimizer == "fedavg"
