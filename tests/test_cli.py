@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from crossfl import cli
+from crossfl.protocol.manifest import UpdateManifest
+from crossfl.storage import manifest
 from tests.support.paths import CWL, DATA, ROUND
 from tests.support.processes import Run
 
@@ -43,14 +45,15 @@ CONFIG = ["--config", str(CWL / "config.json")]
 
 
 def _train(tmp_path: Path, **changes: str) -> list[str]:
-    task = json.loads((ROUND / "leonardo" / "update" / "manifest.json").read_text())
+    update = manifest.read(ROUND / "leonardo" / "update", UpdateManifest)
     values = {"facility": "leonardo", "dataset": "words", "round": "1", "local_steps": "2"} | {
         "seed": "1",
         "schedule_step": "0",
         "schedule_steps": "4",
         "samples_seen": "0",
         "data_seed": "1",
-        "base": task["base"],
+        "base": update.base,
+        "federation": update.federation,
         "global_model": str(ROUND / "global_model"),
         **changes,
     }
@@ -97,6 +100,11 @@ def _empty_dataset(tmp_path: Path) -> list[str]:
     return _train(tmp_path, dataset="empty.txt")
 
 
+def _nothing_as_a_model(tmp_path: Path) -> list[str]:
+    (tmp_path / "nothing").mkdir()
+    return _train(tmp_path, global_model=str(tmp_path / "nothing"))
+
+
 def _round_zero(tmp_path: Path) -> list[str]:
     return ["initialise", "--rounds", "0", "--tokenizer", "bytes", *CONFIG]
 
@@ -120,12 +128,12 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "which needs 5",
     ),
     "decay of 1": (
-        lambda _: [*INITIALISE, *CONFIG, "--second-decay", "1"],
-        "aggregation.beta2 is 1.0: it must be below 1",
+        lambda _: [*INITIALISE, *CONFIG, "--beta2", "1"],
+        "aggregation.beta2 is 1: it must be below 1",
     ),
-    "no adaptivity": (
-        lambda _: [*INITIALISE, *CONFIG, "--adaptivity", "0"],
-        "aggregation.adaptivity is 0.0: it must be at least 1e-18",
+    "no tau": (
+        lambda _: [*INITIALISE, *CONFIG, "--tau", "0"],
+        "aggregation.tau is 0: it must be at least 1e-18",
     ),
     "infinite quorum": (
         lambda _: [*INITIALISE, *CONFIG, "--quorum", "inf"],
@@ -159,8 +167,12 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "missing dataset": (lambda p: _train(p, dataset="nothing"), "dataset 'nothing' is not in"),
     "dataset that climbs out": (lambda p: _train(p, dataset="../x"), "without '..'"),
     "empty dataset": (_empty_dataset, "is empty"),
-    "another model": (lambda p: _train(p, base="00"), "is not the model that round 1"),
-    "no model": (lambda p: _train(p, global_model=str(p)), "has no manifest.json"),
+    "another model": (lambda p: _train(p, base="0" * 64), "is not the model that round 1"),
+    "no model": (_nothing_as_a_model, "has no manifest.json"),
+    "no digest": (
+        lambda p: _train(p, base="00"),
+        "task.base is '00': expected a sha256, 64 hexadecimal digits",
+    ),
     "bad number": (lambda p: _train(p, seed="x"), "task.seed is 'x': expected int"),
     "no updates": (
         lambda _: (
