@@ -1,11 +1,13 @@
 """What a failure of a step at a facility does: it ends the step, or makes the facility absent."""
 
 import argparse
+import sys
 import traceback
 from pathlib import Path
 
 import crossfl
 from crossfl.errors import CrossFLError
+from crossfl.protocol.text import printable
 
 PACKAGE = Path(crossfl.__file__).parent
 
@@ -30,7 +32,8 @@ def reason_of(error: Exception, policy: str) -> str:
         raise error
     if isinstance(error, CrossFLError):
         return str(error)
-    traceback.print_exception(error)
+    text = "".join(traceback.format_exception(error))
+    print(printable(text, keep="\n"), end="", file=sys.stderr)
     places = [
         f"{Path(frame.filename).relative_to(PACKAGE).as_posix()}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
