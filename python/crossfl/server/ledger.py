@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from crossfl.protocol.fields import LARGEST_COUNT
 from crossfl.protocol.state import FacilityLedger, PastNorm
 from crossfl.server.admission import Update
 
@@ -19,7 +20,7 @@ def counted(
         before, stated = renewed.get(update.facility, FacilityLedger()), update.manifest
         past = PastNorm(norm=norms[update.facility], effective_steps=update.effective_steps)
         renewed[update.facility] = before.with_norm(past).replace(
-            samples=before.samples + stated.samples,
+            samples=min(before.samples + stated.samples, LARGEST_COUNT),
             counted=number,
             last_tokens=stated.tokens,
             last_samples=stated.samples,

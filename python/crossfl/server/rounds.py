@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.fields import LONGEST_REASON
 from crossfl.protocol.history import FacilityEntry, RoundEntry
 from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, STATE
 from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManifest
 from crossfl.protocol.records import Allowance
 from crossfl.protocol.state import FacilityLedger, ServerState
+from crossfl.protocol.text import printable
 from crossfl.server import admission, ledger
 from crossfl.server import state as server_state
 from crossfl.server.admission import Update, UpdatesRefused
@@ -104,8 +106,8 @@ def aggregate(
         updates: one directory for each facility that was asked, in the order of the allowances.
         out: folder to write into.
         now: seconds since 1970.
-        allowances: the members of the federation, with what each may claim; those with steps were
-            asked for an update. Unset, an update may be anyone's.
+        allowances: the members of the federation, with what each may claim; those with steps whose
+            updates are not held were asked for one. Unset, an update may be anyone's.
         threads: threads to use, by default one for each core; the result does not depend on it.
         piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
 
@@ -240,7 +242,7 @@ def _below_quorum(
                 state.model,
                 renewed,
                 _excluded([*excluded, *unused]),
-                skipped=str(shortfall),
+                skipped=printable(str(shortfall), longest=LONGEST_REASON),
             )
             state = _finished(round_, entry, renewed)
             server_state.save(state, memory, sums, before=round_.folder, entry=entry)
