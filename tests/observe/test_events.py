@@ -1,8 +1,8 @@
 """Progress: what a step reports, what is shown of it, and lines that are no events."""
 
+import contextlib
 import io
 import math
-import contextlib
 import os
 import pty
 import threading
