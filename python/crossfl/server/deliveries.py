@@ -48,6 +48,8 @@ def admit_evaluation(
         manifest.verify(path, EvaluationManifest)
         if stated.status == "complete":
             signature.check(path, stated.facility, signers)
+        elif stated.metrics is not None or stated.completions:  # and nobody has signed them
+            raise CrossFLError("it is absent, and yet has metrics or completions")
         if (stated.round, stated.model) != (state.round, state.model):
             raise CrossFLError("it does not evaluate the model of this state: evaluate again")
         return stated
