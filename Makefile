@@ -12,7 +12,7 @@ ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare experiment experiment-data test test-fast test-acceptance test-experiments test-schedulers test-faults lint lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-fast test-acceptance test-experiments test-schedulers test-faults lint types lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -73,6 +73,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m crossfl.protocol.generate --check
+
+types: $(READY) ## write what follows from the protocol: CWL records, docs/reference, JSON Schemas
+	$(BIN)/python -m crossfl.protocol.generate
 
 lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml
 	echo "torch==$(TORCH)" > $(VENV)/torch

@@ -1,4 +1,4 @@
-"""Measure what the bookkeeping of a long federation costs: for now, its report.
+"""Measure what the bookkeeping of a long federation costs: its rounds and its report.
 
     python benchmarks/bookkeeping.py --facilities 64 --rounds 2000 --repeats 3
 
@@ -7,12 +7,16 @@ One facility in 97 is absent from a round. Each measurement runs in a process of
 
 * *decode*: read every line of the history and drop it. This is the part that no report can save.
 * *report*: read every line and render the page from it.
+* *first aggregate*, *last aggregate*: finish the first and the last round, with a model of 16
+  weights, so that nearly all of it is bookkeeping: manifests, ledger, history, state.
+* *first plan*, *last plan*: load the state and plan the round after it.
 
 Prints the machine, the versions, and of every repeat the wall-clock and processor seconds, the peak
 resident memory over that of the imports, and the size of the page; then the medians.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,15 +33,23 @@ from pathlib import Path
 import jinja2
 import matplotlib
 import msgspec
+import torch
+from safetensors.torch import save_file
 
 from crossfl import __version__
 from crossfl.observe.page.evaluations import Evaluations
 from crossfl.observe.page.render import render
 from crossfl.protocol.history import FacilityEntry, RoundEntry, decode_line, encode_line
-from crossfl.protocol.manifest import EvaluationManifest
+from crossfl.protocol.manifest import EvaluationManifest, ModelManifest, UpdateManifest
 from crossfl.protocol.measurements import Metrics, PhaseSeconds, TrainingMetrics, UpdateMetrics
-from crossfl.protocol.records import Aggregation
-from crossfl.protocol.state import ServerState
+from crossfl.protocol.records import Aggregation, Allowance, Facility, Training
+from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
+from crossfl.server import first_state
+from crossfl.server import state as server_state
+from crossfl.server.planning.fixed import plan
+from crossfl.server.rounds import aggregate
+from crossfl.storage import delta, encodings, manifest
+from crossfl.storage.checkpoint import Tensors
 
 MODEL = "ab" * 32
 ABSENT_EVERY = 97
@@ -97,11 +109,109 @@ def report(path: Path, facilities: int, rounds: int) -> int:
     return len(render(state, read_history(path), evaluations).encode())
 
 
-MEASUREMENTS: dict[str, Callable[[Path, int, int], int]] = {"decode": decode, "report": report}
+def write_federation(folder: Path, history: Path, facilities: int, finished: int) -> None:
+    """A model, a state after so many rounds of the history, and the updates of the next one."""
+    model, state = folder / "model", folder / "state"
+    for directory in (model, state):
+        directory.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    weights = {"w": torch.zeros(16)}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    digest = manifest.write(model, ModelManifest(round=finished)).digest
+    first_state.write_tensors(Tensors.of_model(model), Aggregation(), state)
+    if finished:
+        (state / "history").mkdir()
+        with history.open("rb") as lines:
+            for number, line in enumerate(itertools.islice(lines, finished)):
+                segment = number // server_state.SEGMENT * server_state.SEGMENT + 1
+                with (state / "history" / f"{segment:06}.jsonl").open("ab") as stream:
+                    stream.write(line)
+    past = tuple(PastNorm(norm=1.0, effective_steps=40.0) for _ in range(5))
+    ledger = FacilityLedger(
+        samples=1280 * finished, counted=finished, last_tokens=1, loss=1.0, recent=past
+    )
+    server = ServerState(
+        rounds=finished + 2,
+        aggregation=Aggregation(),
+        started=0.0,
+        model=digest,
+        round=finished,
+        ledger=dict.fromkeys(_names(facilities), ledger) if finished else {},
+        best=tuple((number, 1.0) for number in range(min(finished, 100))),
+    )
+    server_state.save(server, state)
+    metrics = Metrics(loss=1.5, tokens=12345)
+    for name in _names(facilities):
+        update = folder / "updates" / name
+        update.mkdir(parents=True)
+        delta.write(update / "delta.safetensors", {"w": torch.ones(16)}, encodings.of("fp32", 0.05))
+        stated = UpdateManifest(
+            facility=name,
+            federation=server.federation,
+            round=finished + 1,
+            base=digest,
+            status="complete",
+            tokens=123456,
+            samples=1280,
+            steps=40,
+            metrics=UpdateMetrics(validation=metrics, local=metrics),
+        )
+        manifest.write(update, stated)
+
+
+def _aggregate(folder: Path, facilities: int) -> int:
+    allowances = [
+        Allowance(facility=name, steps=40, samples=1280, tokens=200_000)
+        for name in _names(facilities)
+    ]
+    updates = [folder / "updates" / name for name in _names(facilities)]
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        aggregate(
+            folder / "model", folder / "state", updates, Path(out), 60.0, allowances=allowances
+        )
+    return 0
+
+
+def _plan(folder: Path, facilities: int) -> int:
+    members = [Facility(name=name, dataset="numbers") for name in _names(facilities)]
+    plan(server_state.load(folder / "state"), members, 40, Training(), "train")
+    return 0
+
+
+def first_aggregate(path: Path, facilities: int, rounds: int) -> int:
+    """The end of the first round."""
+    return _aggregate(path.with_name("first"), facilities)
+
+
+def last_aggregate(path: Path, facilities: int, rounds: int) -> int:
+    """The end of the last round."""
+    return _aggregate(path.with_name("last"), facilities)
+
+
+def first_plan(path: Path, facilities: int, rounds: int) -> int:
+    """The plan of the first round."""
+    return _plan(path.with_name("first"), facilities)
+
+
+def last_plan(path: Path, facilities: int, rounds: int) -> int:
+    """The plan of the last round."""
+    return _plan(path.with_name("last"), facilities)
+
+
+MEASUREMENTS: dict[str, Callable[[Path, int, int], int]] = {
+    "decode": decode,
+    "report": report,
+    "first aggregate": first_aggregate,
+    "last aggregate": last_aggregate,
+    "first plan": first_plan,
+    "last plan": last_plan,
+}
 
 
 def measure(name: str, path: Path, facilities: int, rounds: int) -> dict[str, float]:
     """One repeat: seconds, seconds of processor, peak memory in MiB, size of the page in MB."""
+    if "aggregate" in name:
+        MEASUREMENTS[name](path, facilities, rounds)  # what is compiled and loaded once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, processor = time.perf_counter(), time.process_time()
     size = MEASUREMENTS[name](path, facilities, rounds)
@@ -141,6 +251,7 @@ def main() -> None:
     parser.add_argument("--facilities", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measurements", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
     args = parser.parse_args()
     versions = {m.__name__: m.__version__ for m in (jinja2, matplotlib, msgspec)}
     print(f"{platform.platform()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
@@ -150,7 +261,9 @@ def main() -> None:
         write_history(path, args.facilities, args.rounds)
         size = path.stat().st_size / 1e6
         print(f"{args.facilities} facilities x {args.rounds} rounds: history {size:.1f} MB")
-        for name in MEASUREMENTS:
+        for name, finished in (("first", 0), ("last", args.rounds - 1)):
+            write_federation(path.with_name(name), path, args.facilities, finished)
+        for name in args.measurements:
             repeats = []
             for _ in range(args.repeats):
                 context = multiprocessing.get_context("spawn")

@@ -97,7 +97,7 @@ def records(args: argparse.Namespace, model: Path) -> tuple[Task, Training]:
         batch_size=args.batch * args.ranks, sequence_length=args.length, learning_rate=1e-4,
         precision=args.precision, threads=args.threads, validation_samples=1,
         activation_checkpointing=args.recompute,
-        execution="compiled" if args.compile else "eager",
+        compile=args.compile,
         sharding="fsdp" if args.ranks > 1 else "none",
     )  # fmt: skip
     return task, training

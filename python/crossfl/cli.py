@@ -6,10 +6,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from crossfl import __version__
 from crossfl.engine.parent import end_with_engine
 from crossfl.errors import CrossFLError
+from crossfl.protocol.text import printable
 
 VERBS = {
     "initialise": ("steps.initialise", "make the first global model and the server state"),
@@ -30,6 +32,8 @@ VERBS = {
 }
 """The module of each verb, and what the verb does."""
 BAD_INPUT = 4
+KEPT = "\n"
+"""What lays out a message, and does nothing else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A verb that measures others (`check`) gives its own status.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="crossfl",
         description="Cross-facility federated learning; 'crossfl VERB --help' tells more.",
         epilog="\n".join(f"  {verb:<12}{text}" for verb, (_, text) in VERBS.items()),
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     module = importlib.import_module(f"crossfl.{VERBS[args.verb][0]}")
-    verb = argparse.ArgumentParser(prog=f"crossfl {args.verb}", description=module.__doc__)
+    verb = Parser(prog=f"crossfl {args.verb}", description=module.__doc__)
     module.add_arguments(verb)
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
@@ -60,19 +64,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed.words = [args.verb, *args.arguments]
         status: int | None = module.main(parsed)
     except CrossFLError as error:
-        print(f"crossfl {args.verb}: {error}", file=sys.stderr)
+        _tell(args.verb, str(error))
         return BAD_INPUT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" for {error.filename}" if error.filename else ""
-        print(
-            f"crossfl {args.verb}: the disk has no room left{where}: free some, then run the same "
-            "command again",
-            file=sys.stderr,
+        _tell(
+            args.verb,
+            f"the disk has no room left{where}: free some, then run the same command again",
         )
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"crossfl {args.verb}: interrupted", file=sys.stderr)
+        _tell(args.verb, "interrupted")
         return 130
     return status or 0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints, which quote what it was given, act on no terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the usage, and exit."""
+        super().error(printable(message, keep=KEPT))
+
+
+def _tell(verb: str, message: str) -> None:
+    """Print a message, in which the words of others may be, on standard error."""
+    print(f"crossfl {verb}: {printable(message, keep=KEPT)}", file=sys.stderr)

@@ -74,6 +74,7 @@ def test_a_method_that_is_gone_or_no_longer_wrapped_is_named(
             assert missing.startswith("the decorator @recoverable") and missing.endswith(name)
 
 
+@pytest.mark.engine
 def test_a_run_with_another_version_ends_with_one_message(tmp_path: Path) -> None:
     """The real command, which takes the version from the metadata of the distribution."""
     code = (

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from crossfl.learning.telemetry import accounting
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
 from crossfl.storage import manifest
@@ -54,7 +55,8 @@ def test_energy_is_what_the_counters_say(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_manifest_has_the_account(task: Task, tmp_path: Path) -> None:
     training = Training(batch_size=4, sequence_length=48, threads=1, micro_batch=2)
     train(ROUND / "global_model", task, training, tmp_path)
-    said = manifest.verify(tmp_path / "update", "update")["metrics"]["training"]
-    assert said["tokens_read"] > 0
-    assert said["peak_memory"] > 1e8
-    assert (said["ranks"], said["bad_samples"], said["flops_utilisation"]) == (1, 0, None)
+    cost = manifest.verify(tmp_path / "update", UpdateManifest).metrics.training
+    assert cost is not None
+    assert cost.tokens_read > 0
+    assert cost.peak_memory > 1e8
+    assert (cost.ranks, cost.bad_samples, cost.flops_utilisation) == (1, 0, None)

@@ -199,5 +199,5 @@ def test_a_model_can_be_compiled(long: Task) -> None:
     """The option reaches torch.compile; where no compiler is at hand, eager stands in for it."""
     few = long.replace(local_steps=2)
     with torch.compiler.set_stance("force_eager"):
-        found = _trained(few, execution="compiled")
+        found = _trained(few, compile=True)
     assert found.losses == _trained(few).losses

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from crossfl.facility import place
+from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.storage import manifest
 from crossfl.storage.delta import file_name
@@ -36,10 +37,10 @@ def test_the_losses_are_those_of_the_cpu(
     task: Task, run: Run, changes: dict[str, Any], tolerance: float
 ) -> None:
     long = task.replace(local_steps=30, schedule_steps=60)
-    found = losses(run, long, TRAINING.replace(**changes), **GPUS)["losses"]
+    measured = losses(run, long, TRAINING.replace(**changes), **GPUS)["losses"]
     expected = losses(run, long, TRAINING, **NO_GPU)["losses"]
-    assert found == pytest.approx(expected, rel=tolerance)
-    assert found != expected, "it ran on the CPU"
+    assert measured == pytest.approx(expected, rel=tolerance)
+    assert measured != expected, "it ran on the CPU"
     assert expected[-1] < 0.8 * expected[0]
 
 
@@ -55,9 +56,9 @@ def test_rounds_on_a_gpu_go_on_and_say_what_they_cost(task: Task, run: Run, tmp_
             out = tmp_path / name / str(number)
             state = {place.STATE: str(tmp_path / name / "state")}
             train_there(run, asked, training, out, **where, **state)
-        said = manifest.verify(out / "update", "update")["metrics"]["training"]
-        told = name == "gpu" and find_spec("pynvml") is not None
-        assert ("gpu" in said["joules"]) == told
+        cost = manifest.verify(out / "update", UpdateManifest).metrics.training
+        assert cost is not None
+        assert ("gpu" in cost.joules) == (name == "gpu" and find_spec("pynvml") is not None)
         deltas.append(load_file(out / "update" / file_name("model.safetensors")))
     found, expected = deltas
     for name in expected:

@@ -14,11 +14,13 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets, lora
 from crossfl.learning.models.loading import load
+from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Lora, Training
 from crossfl.simulation.simulate import rounds, simulate
 from crossfl.steps.initialise import initialise
 from crossfl.storage import manifest
 from crossfl.storage.job import Job
+from crossfl.storage.weight_files import weights_digest
 from tests.support.paths import CWL, DATA, ROOT, ROUND
 from tests.support.processes import Run
 from tests.support.validation import measured
@@ -44,7 +46,7 @@ def lora_job(job: Job) -> Job:
     return dataclasses.replace(
         job,
         config=CWL / "config.json",
-        lora=LORA.replace(base_digest=lora.digest(BASE)),
+        lora=LORA.replace(base_digest=weights_digest(BASE)),
         training=TRAINING,
         aggregation=Aggregation(server_optimizer="fedavg"),
         rounds=3,
@@ -98,9 +100,9 @@ def test_an_adapter_that_has_learnt_nothing_changes_nothing(
 def test_the_model_given_is_the_base(models: Path, tmp_path: Path) -> None:
     initialise(BASE, None, None, 0, 1, Aggregation(), tmp_path / "out", LORA)
     said = json.loads((tmp_path / "out" / "global_model" / lora.FILE).read_text())
-    assert said["base_digest"] == lora.digest(BASE)
+    assert said["base_digest"] == weights_digest(BASE)
     assert lora.base_of(tmp_path / "out" / "global_model") == models / "tiny"
-    manifest.verify(tmp_path / "out" / "global_model", "model")
+    manifest.verify(tmp_path / "out" / "global_model", ModelManifest)
 
 
 def test_b_alone_averages_exactly(lora_job: Job, models: Path, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_the_workflow_gives_the_same_adapter(
 ) -> None:
     """Through CWL, with the digest that the command prints."""
     said = run("crossfl", "digest", BASE, cwd=tmp_path)
-    assert said.stdout.strip() == lora.digest(BASE)
+    assert said.stdout.strip() == weights_digest(BASE)
     job = {
         "config": {"class": "File", "path": str(CWL / "config.json")},
         "tokenizer": "bytes",
@@ -177,7 +179,7 @@ def test_the_workflow_gives_the_same_adapter(
         tmp_path / "job.json", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    record = LORA.replace(rank=8, alpha=16.0, base_digest=lora.digest(BASE))
+    record = LORA.replace(rank=8, alpha=16.0, base_digest=weights_digest(BASE))
     record = record.replace(target_modules=("q_proj",))
     initialise(None, lora_job.config, "bytes", 1, 1, Aggregation(), tmp_path / "here", record)
     names = ("adapter_model.safetensors", lora.FILE)

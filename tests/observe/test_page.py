@@ -240,6 +240,7 @@ def test_the_oldest_notable_rounds_are_left_out() -> None:
     assert "the last 100 of 300 such rounds" in words(Page(render(server_state(300), entries, {})))
 
 
+@pytest.mark.slow
 def test_a_round_of_thousands_of_facilities_is_cut() -> None:
     crowd = {f"facility{i:05}": update(1.0) for i in range(2000)}
     entries = [round_entry(1, crowd)]
@@ -251,6 +252,7 @@ def test_a_round_of_thousands_of_facilities_is_cut() -> None:
     assert len(html.encode()) < 5e6
 
 
+@pytest.mark.slow
 def test_a_federation_of_64_facilities_and_2000_rounds_has_a_small_page() -> None:
     """Also where every update has the longest reason, which no byte of it makes shorter."""
     reason = "<\x1b" * 1000
@@ -275,6 +277,7 @@ def test_plots_keep_no_more_than_some_points() -> None:
 SOMEONE = st.sampled_from(["karolina", "a" * 100, "0", "Z.-_9"])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     state=records(ServerState),
@@ -298,6 +301,7 @@ def test_whatever_was_admitted_can_be_rendered(
     check_strict(merged(state, evaluated))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_thousands_of_extreme_records_can_be_rendered(seed: int) -> None:
     rng = random.Random(seed)

@@ -54,6 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 CUTS = ["after 1", "before 5", "after 9", "before 12", "after 13"]
 
 
+@pytest.mark.slow
 def test_cut_off_anywhere_it_goes_on(tmp_path: Path, place: Path, undisturbed: bytes) -> None:
     """Cut off again and again, always by the same command; only what was cut off is done anew."""
     for cut in CUTS:

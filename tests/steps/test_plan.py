@@ -55,7 +55,7 @@ def test_every_member_has_an_allowance_and_who_is_not_asked_one_of_no_steps() ->
 def test_whose_update_is_held_is_not_asked_again() -> None:
     planned = plan(_state(2).replace(held=("a",)), [C, A, B], 3, TRAINING, "train")
     assert [task.facility for task in planned.tasks] == ["b", "c"]
-    assert [(a.facility, a.steps) for a in planned.allowances] == [("a", 0), ("b", 3), ("c", 5)]
+    assert [(a.facility, a.steps) for a in planned.allowances] == [("a", 3), ("b", 3), ("c", 5)]
 
 
 def test_a_facility_goes_on_where_it_stopped() -> None:

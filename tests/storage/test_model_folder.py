@@ -492,6 +492,7 @@ def test_a_hostile_folder_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "private" / "ran").exists()
 
 
+@pytest.mark.slow
 def test_neither_training_nor_evaluation_opens_anything_outside(task: Task, tmp_path: Path) -> None:
     """All kinds in one process, under an audit hook; the good folder shows that the hook works."""
     names = dict(enumerate(KINDS))

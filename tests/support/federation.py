@@ -144,6 +144,11 @@ class Federation:
         aggregate(self.model, self.state, updates, self.folder / out, now, **how)
         return self.folder / out
 
+    def go_on(self, out: Path) -> None:
+        """Begin the round after the one whose outcome lies in a folder."""
+        self.model, self.state = out / GLOBAL_MODEL, out / STATE
+        self.server = server_state.load(self.state)
+
 
 def write_document(path: Path, document: dict[str, Any]) -> None:
     """Write the manifest of an update, whatever it states, with digest and seal if they exist."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.records import Task
+from crossfl.protocol.text import quoted
 from crossfl.protocol.variables import (
     ABSENT,
     DATA,
@@ -169,14 +170,21 @@ def resolve(name: str, root: Path, variable: str = DATA) -> Path:
         CrossFLError: the name is absolute, climbs out, leaves by a link, or nothing is there.
     """
     what = "base model" if variable == MODELS else "dataset"
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CrossFLError(
             f"{what} {name!r}: give a name inside {variable}, without '..' and not absolute"
         )
-    top, path = root.resolve(), (root / name).resolve()
-    if not path.exists() and path.is_relative_to(top):
-        raise CrossFLError(f"{what} {name!r} is not in {root}: check the name and {variable}")
-    for entry in (path, *(path.rglob("*") if path.is_relative_to(top) and path.is_dir() else ())):
-        if not entry.resolve().is_relative_to(top):
-            raise CrossFLError(f"{what} {name!r} leads out of {variable} through a link")
+    try:
+        top, path = root.resolve(), (root / name).resolve()
+        if not path.exists() and path.is_relative_to(top):
+            raise CrossFLError(f"{what} {name!r} is not in {root}: check the name and {variable}")
+        inside = path.rglob("*") if path.is_relative_to(top) and path.is_dir() else ()
+        for entry in (path, *inside):
+            if not entry.resolve().is_relative_to(top):
+                raise CrossFLError(f"{what} {name!r} leads out of {variable} through a link")
+    except (OSError, RuntimeError, ValueError) as error:  # no name of a file; links in a circle
+        raise CrossFLError(
+            f"{what} {quoted(name)} cannot be looked up in {root} ({type(error).__name__}): check "
+            "the name, and the links in that folder"
+        ) from None
     return path

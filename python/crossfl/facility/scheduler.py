@@ -1,12 +1,13 @@
 """The scheduler's clock: how long this job queued, and when it will be ended."""
 
 import contextlib
-import json
 import os
 import re
 import subprocess
 from datetime import datetime, timedelta
 from typing import NamedTuple
+
+import msgspec
 
 
 def seconds_in_queue() -> float:
@@ -33,20 +34,35 @@ class Times(NamedTuple):
     end: datetime | None = None
 
 
+class _Resources(msgspec.Struct):
+    walltime: str = ""
+
+
+class _Job(msgspec.Struct):
+    ctime: str = ""
+    stime: str = ""
+    Resource_List: _Resources = msgspec.field(default_factory=_Resources)
+
+
+class _Answer(msgspec.Struct):
+    """What is read of the answer of PBS, by its names."""
+
+    Jobs: dict[str, _Job] = {}
+
+
 def _times() -> Times:
     if job := os.environ.get("SLURM_JOB_ID"):
         shown = _output("scontrol", "show", "job", "--oneliner", job)
         dates = dict(re.findall(r"(SubmitTime|StartTime|EndTime)=(\S+)", shown))
         return Times(*(_date(dates.get(k)) for k in ("SubmitTime", "StartTime", "EndTime")))
     if job := os.environ.get("PBS_JOBID"):
+        answer = _output("qstat", "-f", "-F", "json", job)
         try:
-            entry = json.loads(_output("qstat", "-f", "-F", "json", job))["Jobs"][job]
-        except (KeyError, ValueError):
+            entry = msgspec.json.decode(answer, type=_Answer).Jobs[job]
+        except (KeyError, msgspec.DecodeError):
             return Times()
-        submitted, started = _date(entry.get("ctime")), _date(entry.get("stime"))
-        limit = re.fullmatch(
-            r"(\d+):(\d+):(\d+)", str(entry.get("Resource_List", {}).get("walltime"))
-        )
+        submitted, started = _date(entry.ctime), _date(entry.stime)
+        limit = re.fullmatch(r"(\d{1,5}):(\d\d):(\d\d)", entry.Resource_List.walltime)
         if started is None or limit is None:
             return Times(submitted, started)
         hours, minutes, seconds = map(int, limit.groups())
@@ -55,16 +71,17 @@ def _times() -> Times:
     return Times()
 
 
-def _date(text: object) -> datetime | None:
+def _date(text: str | None) -> datetime | None:
     """A date as Slurm (ISO 8601) or PBS (like `date`) writes it; None for any other word."""
     for pattern in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
         with contextlib.suppress(ValueError):
-            return datetime.strptime(str(text), pattern)
+            return datetime.strptime(text or "", pattern)
     return None
 
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout.decode(errors="replace")  # users name their jobs in any encoding

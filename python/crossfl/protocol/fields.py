@@ -62,7 +62,8 @@ Time = Annotated[float, Meta(ge=0, le=1e12)]
 """A moment, in seconds since 1970."""
 Label = Annotated[str, Meta(max_length=1000)]
 """A name that others chose freely, such as that of a dataset."""
-Reason = Annotated[str, Meta(max_length=2000)]
+LONGEST_REASON = 2000
+Reason = Annotated[str, Meta(max_length=LONGEST_REASON)]
 """A sentence for people."""
 File = Annotated[str, Meta(min_length=1, max_length=4096, extra={"cwl": "File"})]
 """The path of a file that the engine brings; in CWL a File."""

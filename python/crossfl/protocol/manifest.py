@@ -162,6 +162,8 @@ class EvaluationManifest(Manifest, frozen=True, kw_only=True, tag="evaluation", 
         super().__post_init__()
         if self.metrics is None and not self.reason:
             raise CrossFLError("the evaluation has neither metrics nor a reason")
+        if self.status == "absent" and (self.metrics is not None or self.completions):
+            raise CrossFLError("the evaluation is absent and has metrics or completions")
 
 
 M = TypeVar("M", bound=Manifest)

@@ -9,8 +9,6 @@ from crossfl.protocol.fields import Amount, Count, Loss, Name, Positive, Record,
 
 Correlation = Annotated[float, Meta(ge=-1, le=1)]
 """A number from -1 to 1."""
-Meter = Annotated[str, Meta(min_length=1, max_length=32)]
-"""What energy was measured of: `gpu` or `cpu`."""
 
 
 class PhaseSeconds(Record, frozen=True, kw_only=True):
@@ -95,7 +93,7 @@ class TrainingMetrics(Record, frozen=True, kw_only=True):
         Amount | None, doc("Operations the model needs over what the devices could have done.")
     ] = None
     joules: Annotated[
-        dict[Meter, Amount], Meta(max_length=16), doc("Energy, of `gpu` and `cpu` where known.")
+        dict[Name, Amount], Meta(max_length=16), doc("Energy, of `gpu` and `cpu` where known.")
     ] = msgspec.field(default_factory=dict)
 
 

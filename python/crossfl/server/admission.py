@@ -83,8 +83,9 @@ def admit(
         paths: what was delivered (directories).
         state: server state of the round.
         weights: the global model of the round.
-        allowances: the members of the federation, with what each may claim; those with steps were
-            asked for an update, in the order of `paths`. Unset, an update may be anyone's.
+        allowances: the members of the federation, with what each may claim; those with steps whose
+            updates are not held were asked for one, in the order of `paths`. Unset, an update may
+            be anyone's.
         held: updates of the round that came before, and were admitted.
         signers: allowed-signers file; None, where no signature is asked for.
 
@@ -94,7 +95,7 @@ def admit(
     admitted: list[Update] = []
     excluded: list[Exclusion] = []
     members = {allowance.facility: allowance for allowance in allowances or ()}
-    asked = [allowance for allowance in allowances or () if allowance.steps]
+    asked = [a for a in allowances or () if a.steps and a.facility not in state.held]
     if allowances is not None and len(asked) != len(paths):
         raise CrossFLError(
             f"{len(paths)} updates were given, and {len(asked)} facilities were asked for one: "
@@ -109,6 +110,7 @@ def admit(
         stated: UpdateManifest | None = None
         try:
             stated = identified(path, UpdateManifest, facility, state)
+            manifest.verify(path, UpdateManifest, only=())
             bounds.check_claims(stated, allowance, state.aggregation)
             if stated.status == "absent":
                 reason = shown_reason(stated.reason or "")

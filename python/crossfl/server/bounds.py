@@ -60,21 +60,20 @@ def check_claims(
         ):
             if claim > most:
                 raise CrossFLError(f"it claims {claim} {unit}, the task allows {most}")
-    weighed = {"steps"} if aggregation.aggregation_rule == "fednova" else set()
+    if stated.steps == 0:
+        # Its norm could not be held against that of others, step by step.
+        raise CrossFLError("it claims 0 steps: a facility that takes none is absent")
     if aggregation.weighting != "equal":
-        weighed.add(aggregation.weighting)
         claim = weight(stated, aggregation)
         if aggregation.max_weight is not None and claim > aggregation.max_weight:
             raise CrossFLError(
                 f"it claims {claim} {aggregation.weighting}, the largest weight allowed is "
                 f"{aggregation.max_weight}"
             )
-    claims = {"steps": stated.steps, "samples": stated.samples, "tokens": stated.tokens}
-    for unit in sorted(weighed):
-        if claims[unit] <= 0:
-            weighting = f"weighting: {unit}" if unit == aggregation.weighting else "fednova"
+        if claim == 0:
             raise CrossFLError(
-                f"the update reports 0 {unit}; with {weighting} it cannot be averaged"
+                f"the update reports 0 {aggregation.weighting}; with weighting: "
+                f"{aggregation.weighting} it cannot be averaged"
             )
 
 

@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.fields import LONGEST_REASON
 from crossfl.protocol.history import FacilityEntry, RoundEntry
 from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, STATE
 from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManifest
 from crossfl.protocol.records import Allowance
-from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
-from crossfl.server import admission
+from crossfl.protocol.state import FacilityLedger, ServerState
+from crossfl.protocol.text import printable
+from crossfl.server import admission, ledger
 from crossfl.server import state as server_state
 from crossfl.server.admission import Update, UpdatesRefused
 from crossfl.server.averaging.average import Averaging
@@ -104,8 +106,8 @@ def aggregate(
         updates: one directory for each facility that was asked, in the order of the allowances.
         out: folder to write into.
         now: seconds since 1970.
-        allowances: the members of the federation, with what each may claim; those with steps were
-            asked for an update. Unset, an update may be anyone's.
+        allowances: the members of the federation, with what each may claim; those with steps whose
+            updates are not held were asked for one. Unset, an update may be anyone's.
         threads: threads to use, by default one for each core; the result does not depend on it.
         piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
 
@@ -194,9 +196,9 @@ def _publish(
                 link(round_.model / name, directory / name)
                 sums[name] = file.sha256
         model = manifest.write(directory, ModelManifest(round=number), sums).digest
-        ledger = _ledger(state, number, averaging)
-        entry = _entry(round_, model, ledger, _averaged(averaging) | _excluded(excluded))
-        state = _finished(round_, entry, ledger)
+        renewed = ledger.counted(state.ledger, number, averaging.updates, averaging.norms)
+        entry = _entry(round_, model, renewed, _averaged(averaging) | _excluded(excluded))
+        state = _finished(round_, entry, renewed)
         server_state.save(state, memory, sums, before=round_.folder, entry=entry)
     return Averaged(state, entry)
 
@@ -230,15 +232,19 @@ def _below_quorum(
         files = manifest.read(round_.folder, StateManifest).files
         sums = {name: f.sha256 for name, f in files.items() if name.endswith(".safetensors")}
         if rules.below_quorum == "skip":
-            ledger = _losses(state.ledger, admitted)
+            renewed = ledger.with_losses(state.ledger, admitted)
             unused = [
                 Exclusion(u.facility, "unused", "the round was skipped", u.manifest)
                 for u in admitted
             ]
             entry = _entry(
-                round_, state.model, ledger, _excluded([*excluded, *unused]), skipped=str(shortfall)
+                round_,
+                state.model,
+                renewed,
+                _excluded([*excluded, *unused]),
+                skipped=printable(str(shortfall), longest=LONGEST_REASON),
             )
-            state = _finished(round_, entry, ledger)
+            state = _finished(round_, entry, renewed)
             server_state.save(state, memory, sums, before=round_.folder, entry=entry)
             return Skipped(state, entry)
         whole = [update for update in admitted if admission.is_whole(update)]
@@ -251,10 +257,10 @@ def _below_quorum(
 
 
 def _finished(
-    round_: Round, entry: RoundEntry, ledger: Mapping[str, FacilityLedger]
+    round_: Round, entry: RoundEntry, renewed: Mapping[str, FacilityLedger]
 ) -> ServerState:
     """The state after a round."""
-    state, loss = round_.state, _bounded_loss(ledger, round_.members)
+    state, loss = round_.state, ledger.bounded_loss(renewed, round_.members)
     best = state.best
     if loss is not None:
         # The losses of a round are those of the model before it.
@@ -266,65 +272,9 @@ def _finished(
         waits=0,
         loss=loss,
         skipped=entry.skipped,
-        ledger=dict(ledger),
+        ledger=dict(renewed),
         best=best[:MOST_BEST],
     )
-
-
-def _ledger(state: ServerState, number: int, averaging: Averaging) -> dict[str, FacilityLedger]:
-    """The ledger after the updates of a round have counted."""
-    ledger = _losses(state.ledger, averaging.updates)
-    for update in averaging.updates:
-        before, stated = ledger.get(update.facility, FacilityLedger()), update.manifest
-        past = PastNorm(
-            norm=averaging.norms[update.facility], effective_steps=update.effective_steps
-        )
-        ledger[update.facility] = before.with_norm(past).replace(
-            samples=before.samples + stated.samples,
-            counted=number,
-            last_tokens=stated.tokens,
-            last_samples=stated.samples,
-            last_steps=stated.steps,
-        )
-    return ledger
-
-
-def _losses(
-    ledger: Mapping[str, FacilityLedger], updates: Sequence[Update]
-) -> dict[str, FacilityLedger]:
-    """The ledger with the losses that updates bring; of who brings none, the last one stays."""
-    renewed = dict(ledger)
-    for update in updates:
-        if (loss := update.loss()) is not None:
-            before = renewed.get(update.facility, FacilityLedger())
-            renewed[update.facility] = before.replace(loss=loss)
-    return renewed
-
-
-def _known_losses(
-    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
-) -> list[float]:
-    names = sorted(ledger) if members is None else members
-    return [loss for name in names if (loss := ledger.get(name, FacilityLedger()).loss) is not None]
-
-
-def _bounded_loss(
-    ledger: Mapping[str, FacilityLedger], members: Sequence[str] | None
-) -> float | None:
-    """The mean loss that decides: over all members, none of them below half of their median.
-
-    An absent member counts with its last loss. While a member has given neither an update nor a
-    loss, nothing is known. One whose losses do not leave it is left out.
-    """
-    for name in members or ():
-        before = ledger.get(name, FacilityLedger())
-        if before.loss is None and not before.counted:
-            return None
-    losses = _known_losses(ledger, members)
-    if not losses:
-        return None
-    floor = statistics.median(losses) / 2
-    return statistics.fmean(max(loss, floor) for loss in losses)
 
 
 def _averaged(averaging: Averaging) -> dict[str, FacilityEntry]:
@@ -366,11 +316,11 @@ def _stated(update: UpdateManifest) -> FacilityEntry:
 def _entry(
     round_: Round,
     model: str,
-    ledger: Mapping[str, FacilityLedger],
+    renewed: Mapping[str, FacilityLedger],
     facilities: Mapping[str, FacilityEntry],
     skipped: str | None = None,
 ) -> RoundEntry:
-    losses = _known_losses(ledger, round_.members)
+    losses = ledger.known_losses(renewed, round_.members)
     state = round_.state
     return RoundEntry(
         round=state.round + 1,

@@ -9,6 +9,7 @@ from typing import Any
 from crossfl.facility import place
 from crossfl.learning import datasets, scoring
 from crossfl.observe.events import Progress
+from crossfl.protocol.fields import LONGEST_REASON
 from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import EVALUATION
 from crossfl.protocol.manifest import Completion, EvaluationManifest
@@ -16,7 +17,7 @@ from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.text import printable
 from crossfl.steps import failure, outputs
-from crossfl.steps.train import LONGEST_REASON, check_base
+from crossfl.steps.train import check_base
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import publish
 

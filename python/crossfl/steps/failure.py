@@ -1,13 +1,17 @@
 """What a failure of a step at a facility does: it ends the step, or makes the facility absent."""
 
 import argparse
+import sys
 import traceback
 from pathlib import Path
 
 import crossfl
 from crossfl.errors import CrossFLError
+from crossfl.protocol.text import printable
 
 PACKAGE = Path(crossfl.__file__).parent
+LINES = "\n"
+"""What lays out a traceback, and does nothing else."""
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +28,23 @@ def reason_of(error: Exception, policy: str) -> str:
     """Why the facility is absent; where failures stop the step, the error goes on instead.
 
     Words of our own may leave the facility. Of any other error, whose text may quote the data, only
-    its class and the place in our code leave; its traceback stays in the output of the job.
+    its class and the place in our code leave. The output of the job, which may leave as well, has
+    the lines of code that led there, and no value.
     """
     if policy == "stop":
         raise error
     if isinstance(error, CrossFLError):
         return str(error)
-    traceback.print_exception(error)
+    lines = "".join(traceback.format_tb(error.__traceback__))
+    print(
+        f"{printable(lines, keep=LINES)}{type(error).__name__}: its text may quote the data and "
+        "is not shown here; --on-failure stop shows it",
+        file=sys.stderr,
+    )
     places = [
         f"{Path(frame.filename).relative_to(PACKAGE).as_posix()}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_relative_to(PACKAGE)
     ]
     place = f" in crossfl/{places[-1]}" if places else ""
-    return f"{type(error).__name__}{place}: the output of the job has the rest"
+    return f"{type(error).__name__}{place}: the output of the job has the lines that led there"

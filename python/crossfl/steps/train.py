@@ -12,6 +12,7 @@ from crossfl.facility import launcher, place, scheduler
 from crossfl.facility.staging import staged
 from crossfl.facility.time_budget import StopSignal
 from crossfl.observe.events import Progress
+from crossfl.protocol.fields import LONGEST_REASON
 from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.manifest import UpdateManifest
@@ -22,9 +23,6 @@ from crossfl.steps import failure, outputs
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import check_vacant, publish
 from crossfl.storage.model_folder import ModelFolder
-
-LONGEST_REASON = 2000
-"""Characters of a reason that a manifest holds."""
 
 
 def train(

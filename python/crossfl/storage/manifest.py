@@ -1,9 +1,10 @@
 """Manifests on disk: a directory that travels lists its files, and they are checked on arrival."""
 
+import bisect
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -94,7 +95,12 @@ def _files(directory: Path, listed: Collection[str]) -> dict[str, int]:
     Raises:
         CrossFLError: there is a link, a device, or a folder without a listed file.
     """
-    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    names = sorted(listed)  # not their parents: of long paths those are many more
+
+    def is_named(folder: str) -> bool:
+        after = bisect.bisect(names, f"{folder}/")
+        return after < len(names) and names[after].startswith(f"{folder}/")
+
     sizes: dict[str, int] = {}
     pending = [directory]
     while pending:
@@ -103,7 +109,7 @@ def _files(directory: Path, listed: Collection[str]) -> dict[str, int]:
                 path = Path(entry.path)
                 name = path.relative_to(directory).as_posix()
                 if entry.is_dir(follow_symlinks=False):
-                    if name not in folders:
+                    if not is_named(name):
                         raise CrossFLError(f"{path} is a folder that the manifest does not name")
                     pending.append(path)
                 elif entry.is_file(follow_symlinks=False):

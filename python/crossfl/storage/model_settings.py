@@ -63,7 +63,7 @@ NAMING = re.compile(
 """Endings of keys that name a place."""
 NAMES = ("_name_or_path", "name_or_path")
 """Where a model came from; transformers compares it with known names, and opens nothing by it."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?|")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?|", re.ASCII)
 LABELS = ("id2label", "label2id")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 

@@ -36,7 +36,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 1 << 24
-"""Bytes; a hundred thousand tensors have less."""
+"""Bytes of the header of a file."""
+MOST_VALUES = 500_000
+"""Values of a header, each of which costs some hundred bytes of memory; a tensor has about 8."""
 LARGEST_RANK = 64
 """Dimensions of a tensor."""
 ALIGNMENT = 64
@@ -235,6 +237,8 @@ def _layout(header: bytes, size: int) -> Layout:
 
 
 def _parse(header: bytes, size: int) -> Layout:
+    if sum(header.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise ValueError(f"its header has more than {MOST_VALUES} values")
     document = json.loads(header.decode(), object_pairs_hook=_unique)
     if not isinstance(document, dict):
         raise ValueError("the header is not a JSON object")

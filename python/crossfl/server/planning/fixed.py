@@ -18,9 +18,9 @@ class Plan(NamedTuple):
     round: int
     """Number of the round; to evaluate, that of the one just finished."""
     tasks: list[Task]
-    """By name, one for each facility that is asked."""
+    """By name, one for each facility that is asked and whose update the state does not hold."""
     allowances: list[Allowance]
-    """By name, one for each member of the federation; of one that is not asked, with 0 steps."""
+    """By name, one for each member of the federation; of one that sits out, with 0 steps."""
 
 
 def plan(
@@ -66,10 +66,8 @@ def plan(
         if not takes_part(facility, number, "evaluate"):
             continue
         task = _task(state, facility, facility.local_steps or local_steps, number, trains)
-        asked = takes_part(facility, number, purpose) and not (
-            trains and facility.name in state.held  # its update waits for those of the others
-        )
-        if asked:
+        asked = takes_part(facility, number, purpose)
+        if asked and not (trains and facility.name in state.held):
             tasks.append(task)
         allowances.append(allowance_of(task if asked else task.replace(local_steps=0), training))
     return Plan(number, tasks, allowances)
