@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.layout import GLOBAL_MODEL, STATE
+from crossfl.protocol.layout import STATE
 from crossfl.protocol.participation import Purpose
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
 from crossfl.protocol.state import FacilityLedger, ServerState
@@ -81,8 +81,7 @@ def test_what_did_not_count_is_not_gone_on_from(
     """In the first round, `a` and `b` count; in the second, `a` does not."""
     federation = Federation(tmp_path, MODEL, **rules)
     first = federation.run([federation.update(name, ONES) for name in "ab"], "1")
-    federation.model, federation.state = first / GLOBAL_MODEL, first / STATE
-    federation.server = server_state.load(federation.state)
+    federation.go_on(first)
     updates = [federation.update("a", ONES, name="second", **fields)]
     if status != "unused":
         updates.append(federation.update("b", ONES, name="other"))
