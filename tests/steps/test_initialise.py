@@ -35,8 +35,12 @@ LEONARDO = Facility(name="leonardo", dataset="words")
 
 
 def _llama(**changes: Any) -> LlamaForCausalLM:
-    sizes = {"vocab_size": 384, "hidden_size": 8, "intermediate_size": 16}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 384, "hidden_size": 8, "intermediate_size": 16}
+    heads: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, **changes))
 
 

@@ -13,7 +13,7 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.facility.place import Disclosure
 from crossfl.learning.batching import batch_of
-from crossfl.learning.datasets import Text, encode, read
+from crossfl.learning.datasets import Sample, Text, encode, read
 from crossfl.learning.evaluation import Validation, complete, summed_loss
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import learning_rate
@@ -40,7 +40,7 @@ def _train(task: Task, out: Path, training: Training = TRAINING) -> UpdateManife
 
 
 def _measured(
-    samples: Sequence[Text],
+    samples: Sequence[Sample],
     training: Training = TRAINING,
     disclosure: Disclosure = EVERYTHING,
     network: torch.nn.Module | None = None,

@@ -16,7 +16,7 @@ def make_keys(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     keys = {name: folder / f"key-{name}" for name in names}
     lines = []
     for name, key in keys.items():
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key]
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(key)]
         subprocess.run(command, check=True)
         lines.append(f"{name} {key.with_suffix('.pub').read_text()}")
     (folder / "signers").write_text("".join(lines))

@@ -12,6 +12,7 @@ from crossfl.protocol.records import Facility, Task
 from tests.support.paths import CWL
 
 TRAINING = ("--sequence-length", "24", "--batch-size", "2", "--threads", "1")
+Words = tuple[str | Path, ...]
 WEIGHTS = Path("global_model", "model.safetensors")
 ROUNDS = 3
 
@@ -59,14 +60,14 @@ class Federation:
             for word in ("--facility", f"name={f.name}", f"dataset={f.dataset}")
         ]
         steps = ("--local-steps", str(self.local_steps))
-        here = self.verb(
-            *("initialise", "--config", CWL / "config.json", "--tokenizer", "bytes"),
-            *("--rounds", str(self.rounds), "--server-optimizer", "diloco", *facilities, *steps),
-        )
+        config: Words = ("--config", CWL / "config.json", "--tokenizer", "bytes")
+        rules = ("--rounds", str(self.rounds), "--server-optimizer", "diloco")
+        here = self.verb("initialise", *config, *rules, *facilities, *steps)
         more = True
         while more:
-            state = ("--state", here / "state")
-            planned = self.verb(*("plan", *state, *facilities, *steps, *TRAINING, *self.words))
+            model: Words = ("--global-model", here / "global_model")
+            state: Words = ("--state", here / "state")
+            planned = self.verb("plan", *state, *facilities, *steps, *TRAINING, *self.words)
             plan = json.loads((planned / "cwl.output.json").read_text())
             updates: list[str | Path] = [
                 word
@@ -76,14 +77,10 @@ class Federation:
             for values in plan["tasks"]:
                 task = Task.parse(values)
                 words = [f"{flag(k)}={v}" for k, v in task.asdict().items()]
-                out = self.verb(
-                    *("train", "--global-model", here / "global_model", *words),
-                    *TRAINING,
-                )
+                out = self.verb("train", *model, *words, *TRAINING)
                 self.trained.append((task.facility, task.round))
                 updates += ["--update", out / "update"]
-            model, state = here / "global_model", here / "state"
-            here = self.verb("aggregate", "--global-model", model, "--state", state, *updates)
+            here = self.verb("aggregate", *model, *state, *updates)
             more = json.loads((here / "cwl.output.json").read_text())["more"]
         self.verb("report", "--state", here / "state")
         return here
