@@ -1,5 +1,6 @@
 """Progress: what a step reports, what is shown of it, and lines that are no events."""
 
+import contextlib
 import io
 import math
 import os
@@ -175,6 +176,16 @@ def test_a_closed_stream_shows_nothing() -> None:
     Display(stream).show(Event(time=0.0, phase="plan"))
 
 
+def _everything(terminal: int) -> str:
+    """What was written to a terminal that is closed at its other end; it comes in parts."""
+    parts = []
+    with contextlib.suppress(OSError):  # the end
+        while part := os.read(terminal, 4096):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
+
+
 def test_a_terminal_has_a_bar_for_each_facility_that_trains() -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
@@ -183,8 +194,7 @@ def test_a_terminal_has_a_bar_for_each_facility_that_trains() -> None:
         display.show(Event(time=0.0, phase="train", facility="leonardo", step=1, steps=4, loss=2.0))
         display.show(Event(time=0.0, phase="train", facility="karolina"))
         display.close()
-        shown = os.read(ours, 100_000).decode()
-    os.close(ours)
+    shown = _everything(ours)
     assert "plan  [bold]at[/bold] \\x1b[31mleonardo" in shown
     assert "train  1/4  loss 2.0000" in shown
     assert "karolina" in shown

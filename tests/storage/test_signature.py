@@ -2,21 +2,20 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.layout import MANIFEST, SIGNATURE
+from crossfl.protocol.layout import MANIFEST
 from crossfl.protocol.records import Task
 from crossfl.protocol.variables import SIGNING_KEY
 from crossfl.server import admission
 from crossfl.server import state as server_state
 from crossfl.steps.train import train
-from crossfl.storage import signature
 from crossfl.storage.checkpoint import Tensors
 from tests.support.federation import write_document
+from tests.support.keys import make_keys, sign
 from tests.support.paths import ROUND
 
 NAMES = ("karolina", "leonardo")
@@ -27,14 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no s
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, Path]:
     """A key for each facility, all of them allowed."""
-    keys = {name: tmp_path / f"key-{name}" for name in NAMES}
-    lines = []
-    for name, key in keys.items():
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key]
-        subprocess.run(command, check=True)
-        lines.append(f"{name} {key.with_suffix('.pub').read_text()}")
-    (tmp_path / "signers").write_text("".join(lines))
-    return keys
+    return make_keys(tmp_path, NAMES)
 
 
 def _admit(update: Path, signers: Path | None) -> dict[str, str | None]:
@@ -44,12 +36,6 @@ def _admit(update: Path, signers: Path | None) -> dict[str, str | None]:
     admitted, excluded = admission.admit([update], state, weights, signers=signers)
     reasons: dict[str, str | None] = {update.facility: None for update in admitted}
     return reasons | {exclusion.facility: exclusion.reason for exclusion in excluded}
-
-
-def _sign(update: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (update / SIGNATURE).unlink(missing_ok=True)
-    monkeypatch.setenv(SIGNING_KEY, str(key))
-    signature.sign(update)
 
 
 def test_a_facility_signs_what_it_sends(
@@ -64,23 +50,23 @@ def test_a_facility_signs_what_it_sends(
 
 
 def test_only_its_own_key_speaks_for_a_facility(
-    tmp_path: Path, round_: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, round_: Path, keys: dict[str, Path]
 ) -> None:
     update = round_ / "leonardo" / "update"
     assert "it is not signed" in str(_admit(update, tmp_path / "signers")["leonardo"])
-    _sign(update, keys["karolina"], monkeypatch)
+    sign(update, keys["karolina"])
     assert "its signature is not by a key that the signers list for leonardo" in str(
         _admit(update, tmp_path / "signers")["leonardo"]
     )
-    _sign(update, keys["leonardo"], monkeypatch)
+    sign(update, keys["leonardo"])
     assert _admit(update, tmp_path / "signers") == {"leonardo": None}
 
 
 def test_what_is_signed_cannot_be_changed(
-    tmp_path: Path, round_: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, round_: Path, keys: dict[str, Path]
 ) -> None:
     update = round_ / "leonardo" / "update"
-    _sign(update, keys["leonardo"], monkeypatch)
+    sign(update, keys["leonardo"])
     document = json.loads((update / MANIFEST).read_text())
     write_document(update, document | {"tokens": document["tokens"] * 9})
     assert "its signature is not by a key that the signers list for leonardo" in str(
@@ -89,16 +75,16 @@ def test_what_is_signed_cannot_be_changed(
 
 
 def test_nobody_has_to_sign_where_nobody_is_asked_to(
-    tmp_path: Path, round_: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, round_: Path, keys: dict[str, Path]
 ) -> None:
     update = round_ / "leonardo" / "update"
     assert _admit(update, None) == {"leonardo": None}
-    _sign(update, keys["leonardo"], monkeypatch)
+    sign(update, keys["leonardo"])
     assert _admit(update, None) == {"leonardo": None}
 
 
 def test_a_key_that_cannot_sign_is_named(
-    tmp_path: Path, round_: Path, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, round_: Path, keys: dict[str, Path]
 ) -> None:
     with pytest.raises(CrossFLError, match=r"CROSSFL_SIGNING_KEY=.*absent cannot sign"):
-        _sign(round_ / "leonardo" / "update", round_ / "absent", monkeypatch)
+        sign(round_ / "leonardo" / "update", round_ / "absent")

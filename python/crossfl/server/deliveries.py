@@ -45,8 +45,11 @@ def admit_evaluation(
     stated: EvaluationManifest | None = None
     try:
         stated = identified(path, EvaluationManifest, facility, state)
+        manifest.verify(path, EvaluationManifest)
         if stated.status == "complete":
             signature.check(path, stated.facility, signers)
+        elif stated.metrics is not None or stated.completions:  # and nobody has signed them
+            raise CrossFLError("it is absent, and yet has metrics or completions")
         if (stated.round, stated.model) != (state.round, state.model):
             raise CrossFLError("it does not evaluate the model of this state: evaluate again")
         return stated
@@ -56,12 +59,14 @@ def admit_evaluation(
 
 
 def identified(path: Path, kind: type[M], facility: str | None, state: ServerState) -> M:
-    """The manifest of a directory, made by the facility that was asked, in this federation.
+    """What a directory states, made by the facility that was asked, in this federation.
+
+    Its files, and whether the manifest is intact, are not looked at (`storage.manifest.verify`).
 
     Raises:
         CrossFLError: it is damaged, another facility's, or another federation's.
     """
-    stated = manifest.verify(path, kind, only=())
+    stated = manifest.read(path, kind)
     if facility is not None and stated.facility != facility:
         raise CrossFLError(
             f"it is made in the name of {stated.facility}, and {facility} was asked for it"

@@ -1,0 +1,76 @@
+"""Evaluation at a facility: what it delivers, and what it writes only where it is allowed to."""
+
+from pathlib import Path
+
+import pytest
+
+from crossfl import cli
+from crossfl.protocol.layout import MANIFEST
+from crossfl.protocol.manifest import EvaluationManifest
+from crossfl.protocol.records import Task, Training
+from crossfl.protocol.variables import PROMPTS
+from crossfl.steps.evaluate import absent, evaluate
+from crossfl.storage import manifest
+from tests.support.paths import ROUND
+from tests.support.processes import flags
+
+MODEL = ROUND / "global_model"
+TRAINING = Training(batch_size=4, sequence_length=48, max_new_tokens=4, threads=1)
+WORDS = ("it 3=", "cs 3=")
+
+
+def _evaluate(task: Task, out: Path) -> EvaluationManifest:
+    """Run the verb as the workflow does; what it delivered."""
+    prompts = [f"--prompt={prompt}" for prompt in WORDS]
+    words = ["evaluate", "--global-model", str(MODEL), "--outdir", str(out), *prompts]
+    out.mkdir()
+    assert cli.main([*words, "--on-failure", "absent", *flags(task, TRAINING)]) == 0
+    return manifest.verify(out / "evaluation", EvaluationManifest)
+
+
+def test_the_evaluation(task: Task, tmp_path: Path) -> None:
+    written = evaluate(MODEL, task, TRAINING, WORDS, tmp_path)
+    assert manifest.verify(tmp_path / "evaluation", EvaluationManifest) == written
+    assert (written.facility, written.dataset, written.round) == ("leonardo", "words", 1)
+    assert (written.federation, written.model) == (task.federation, task.base)
+    assert (written.status, written.reason) == ("complete", None)
+    assert written.metrics is not None
+    assert written.metrics.exact_match is not None
+    assert [completion.prompt for completion in written.completions] == list(WORDS)
+    assert [path.name for path in (tmp_path / "evaluation").iterdir()] == [MANIFEST]
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "yes"])
+def test_prompts_are_completed_only_where_the_facility_says_so(
+    value: str | None,
+    task: Task,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that has learnt a sample by heart writes it behind a prompt that begins like it."""
+    monkeypatch.delenv(PROMPTS)
+    if value is not None:
+        monkeypatch.setenv(PROMPTS, value)
+    delivered = _evaluate(task, tmp_path / "out")
+    assert delivered.completions == ()
+    assert delivered.status == "complete"
+    assert delivered.metrics is not None
+    printed = capsys.readouterr().err
+    assert "the job's prompts are not completed here: CROSSFL_PROMPTS is not 1" in printed
+
+
+def test_prompts_are_completed_where_the_facility_says_so(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROMPTS, "1")
+    delivered = _evaluate(task, tmp_path / "out")
+    assert [completion.prompt for completion in delivered.completions] == list(WORDS)
+    assert PROMPTS not in capsys.readouterr().err
+
+
+def test_an_absent_evaluation_is_only_a_reason(task: Task, tmp_path: Path) -> None:
+    absent(task, "the disk is full", tmp_path)
+    evaluation = manifest.verify(tmp_path / "evaluation", EvaluationManifest)
+    assert (evaluation.status, evaluation.reason) == ("absent", "the disk is full")
+    assert (evaluation.metrics, evaluation.completions) == (None, ())

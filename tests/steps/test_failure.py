@@ -1,0 +1,95 @@
+"""A failure at a facility: which of its words leave, and which stay in the output of the job."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from crossfl import cli
+from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
+from crossfl.protocol.records import Task, Training
+from crossfl.protocol.variables import DATA
+from crossfl.storage import manifest
+from tests.support.paths import ROUND
+from tests.support.processes import flags
+
+CANARY = "Rossi-1961"
+REASON = (
+    r"IsADirectoryError in crossfl/learning/datasets\.py:\d+: the output of the job has the rest"
+)
+
+KINDS: dict[str, type[UpdateManifest] | type[EvaluationManifest]] = {
+    "train": UpdateManifest,
+    "evaluate": EvaluationManifest,
+}
+
+
+def _run(verb: str, task: Task, out: Path, policy: str = "absent") -> int:
+    words = [verb, "--global-model", str(ROUND / "global_model"), "--outdir", str(out)]
+    out.mkdir()
+    return cli.main([*words, "--on-failure", policy, *flags(task, Training(threads=1))])
+
+
+def _reason(verb: str, out: Path) -> str:
+    """The reason that leaves; the rest of what leaves does not have the canary either."""
+    (delivered,) = [path for path in out.iterdir() if path.is_dir()]
+    for path in out.rglob("*"):
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes()
+    stated = manifest.verify(delivered, KINDS[verb])
+    assert stated.status == "absent"
+    return stated.reason or ""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of leonardo's dataset `words`."""
+    path = tmp_path / "data" / "leonardo" / "words"
+    path.mkdir(parents=True)
+    monkeypatch.setenv(DATA, str(tmp_path / "data"))
+    return path
+
+
+@pytest.mark.parametrize("verb", KINDS)
+def test_of_an_error_of_others_only_class_and_place_leave(
+    verb: str, task: Task, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its text may quote the data: here it has the name of a folder where a file should be."""
+    for split in ("train", "valid"):
+        (folder / f"{split}.{CANARY}.jsonl").mkdir()
+    assert _run(verb, task, tmp_path / "out") == 0
+    assert re.fullmatch(REASON, _reason(verb, tmp_path / "out"))
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert CANARY in printed
+
+
+@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps({"text": [CANARY]}),
+        json.dumps({"name": CANARY}),
+        json.dumps(CANARY),
+        f"{{{CANARY}",
+        json.dumps({"text": "a", "task": f"{CANARY} {CANARY}"}),
+        json.dumps({"pixels": [[[CANARY]]], "label": 1}),
+    ],
+)
+def test_no_sample_is_quoted(
+    verb: str, line: str, task: Task, folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text(f"{line}\n" * 3)
+    assert _run(verb, task, tmp_path / "out") == 0
+    assert "jsonl:1" in _reason(verb, tmp_path / "out")
+
+
+def test_where_failures_stop_the_step_the_error_goes_on(
+    task: Task, folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "valid"):
+        (folder / f"{split}.{CANARY}.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError, match=CANARY):
+        _run("train", task, tmp_path / "out", "stop")
+    assert list((tmp_path / "out").iterdir()) == []
