@@ -23,7 +23,6 @@ from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import Task
 from crossfl.protocol.variables import ABSENT
 from crossfl.steps import failure
-from crossfl.steps.report import report
 from crossfl.storage import manifest
 from tests.support.federation import Federation, Values, facilities
 from tests.support.page import Page
