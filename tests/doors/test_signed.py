@@ -144,7 +144,7 @@ def test_who_is_absent_and_signs_nothing_says_nothing(
         "federation": federation.server.federation, "model": federation.server.model,
         "status": "absent", "reason": "queue", said: values[said],
     }  # fmt: skip
-    write_document(path, document)
+    write_document(path, document, EvaluationManifest)
     refused = admit_evaluation(path, "good", federation.server, signers)
     assert isinstance(refused, Exclusion)
     assert "is absent and has metrics or completions" in refused.reason

@@ -13,7 +13,7 @@ from crossfl.errors import CrossFLError
 from crossfl.protocol import manifest as documents
 from crossfl.protocol.history import FacilityEntry, RoundEntry
 from crossfl.protocol.layout import GLOBAL_MODEL, MANIFEST, STATE
-from crossfl.protocol.manifest import ModelManifest, UpdateManifest
+from crossfl.protocol.manifest import Manifest, ModelManifest, UpdateManifest
 from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.state import ServerState
 from crossfl.server import first_state
@@ -150,13 +150,15 @@ class Federation:
         self.server = server_state.load(self.state)
 
 
-def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Write the manifest of an update, whatever it states, with digest and seal if they exist."""
+def write_document(
+    path: Path, document: dict[str, Any], kind: type[Manifest] = UpdateManifest
+) -> None:
+    """Write a manifest, whatever it states, with digest and seal if they exist."""
     document = {**document, "digest": "0" * 64, "seal": "0" * 64}
     try:
         content = json.dumps(document).encode()
-        update = documents.decode(content, UpdateManifest, "manifest").sealed()
-        document |= {"digest": update.digest, "seal": update.seal}
+        stated = documents.decode(content, kind, "manifest").sealed()
+        document |= {"digest": stated.digest, "seal": stated.seal}
     except CrossFLError:
         pass  # it is refused before its seal is looked at
     (path / MANIFEST).write_text(json.dumps(document))

@@ -1,11 +1,11 @@
 """Feed the reader damaged files: whatever it is given, it reads within the file or refuses.
 
     python -m tests.support.fuzz --seconds 600
-    python -m tests.support.fuzz --seconds 600 --manifests
+    python -m tests.support.fuzz --seconds 36000 --tries 10000 --manifests
 
 What the reader takes of a delta, the safetensors library must take too, with the same bytes. A
 manifest is damaged and sealed anew, as a facility that means harm would: its update is averaged, or
-refused and the others averaged as if it had not come.
+refused and the others averaged as if it had not come. One in so many federations is reported on.
 """
 
 import argparse
@@ -29,9 +29,11 @@ from safetensors.torch import save
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import MANIFEST
 from crossfl.server.averaging import kernel
+from crossfl.steps.report import report
 from crossfl.storage.delta import Delta
 from crossfl.storage.tensorfile import Entry
 from tests.support.federation import Federation, facilities, snapshot, write_document
+from tests.support.page import Page
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": (0, 2)}
 PARAMETERS = {name: Entry(torch.float32, shape, 0, 0) for name, shape in SHAPES.items()}
@@ -142,6 +144,9 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+KEYS = ("", "kind", "format", "files", "metrics", "loss", "\ud800", "\x1b[2J", "x" * 300)
+
+
 def _places(record: Any, *above: str) -> Iterator[tuple[str, ...]]:
     for key, value in record.items() if isinstance(record, dict) else ():
         yield (*above, key)
@@ -151,7 +156,9 @@ def _places(record: Any, *above: str) -> Iterator[tuple[str, ...]]:
 def damage_record(record: dict[str, Any], chance: random.Random) -> None:
     """Remove, add or replace one or two values, at any depth."""
     for _ in range(chance.randint(1, 2)):
-        *above, last = chance.choice(list(_places(record)))
+        if not (places := list(_places(record))):
+            return
+        *above, last = chance.choice(places)
         inner: Any = record
         for key in above:
             inner = inner[key]
@@ -165,8 +172,46 @@ def damage_record(record: dict[str, Any], chance: random.Random) -> None:
                 inner[last] = copy.deepcopy(chance.choice(VALUES))
 
 
-def fuzz_manifests(seconds: float, seed: int, tries: float = math.inf) -> Counter[str]:
-    """Verdicts on updates whose manifests are damaged. Any exception goes through."""
+def random_value(chance: random.Random, depth: int = 3) -> Any:
+    """A JSON value, of no use to anybody."""
+    if depth and chance.random() < 0.4:
+        inner = [random_value(chance, depth - 1) for _ in range(chance.randrange(4))]
+        return inner if chance.random() < 0.5 else {chance.choice(KEYS): v for v in inner}
+    return copy.deepcopy(chance.choice(VALUES))
+
+
+def hostile_documents(good: dict[str, Any], seed: int, tries: int) -> Iterator[bytes | Any]:
+    """Documents like a good one, and unlike any: values to be sealed, and bytes as they are."""
+    chance = random.Random(seed)
+    for _ in range(tries):
+        record = copy.deepcopy(good)
+        damage_record(record, chance)
+        kind = chance.random()
+        if kind < 0.7:
+            yield record
+        elif kind < 0.85:
+            content = bytearray(json.dumps(record).encode())
+            for _ in range(chance.randint(1, 4)):
+                at = chance.randrange(len(content))
+                content[at : at + chance.randrange(9)] = chance.choice(WORDS)
+            yield bytes(content)
+        elif kind < 0.95:
+            yield json.dumps(random_value(chance)).encode()
+        else:
+            yield chance.randbytes(chance.randrange(200))
+
+
+def fuzz_manifests(
+    seconds: float, seed: int, tries: float = math.inf, reported: int = 25
+) -> Counter[str]:
+    """Verdicts on updates whose manifests are damaged. Any exception goes through.
+
+    Args:
+        seconds: how long.
+        seed: of the damage.
+        tries: how many.
+        reported: one in so many federations is reported on.
+    """
     chance, verdicts = random.Random(seed), Counter[str]()
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
@@ -185,6 +230,9 @@ def fuzz_manifests(seconds: float, seed: int, tries: float = math.inf) -> Counte
             if len(counted) == len(good):
                 assert snapshot(out / "global_model") == alone
             verdicts["averaged" if len(counted) > len(good) else "refused"] += 1
+            if verdicts.total() % reported == 0:
+                report(out / "state", [], out)
+                Page((out / "report.html").read_text("utf-8"))
             shutil.rmtree(out)
     return verdicts
 
@@ -193,8 +241,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tries", type=float, default=math.inf, help="at most so many")
     parser.add_argument("--manifests", action="store_true", help="manifests instead of deltas")
     given = parser.parse_args()
     run = fuzz_manifests if given.manifests else fuzz
-    for outcome, count in run(given.seconds, given.seed).most_common():
+    for outcome, count in run(given.seconds, given.seed, given.tries).most_common():
         print(f"{count:>10}  {outcome}")

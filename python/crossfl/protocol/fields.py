@@ -122,6 +122,10 @@ class Field:
             value = [word for word in value.split(",") if word]
         try:
             return msgspec.convert(value, self.hint, strict=strict)
+        except UnicodeEncodeError:  # half a character, as Python has it of bytes that are no text
+            raise CrossFLError(
+                f"{record}.{self.name} is {quoted(value)}, which is not Unicode text"
+            ) from None
         except msgspec.ValidationError as error:
             if self.choices:
                 shown, demand = quoted(value), f"choose one of {', '.join(self.choices)}"
@@ -136,7 +140,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         try:
             checked = msgspec.convert(self, _twin(type(self)), from_attributes=True)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):
             for field in fields_of(type(self)):  # for a message that names the field
                 field.convert(getattr(self, field.name), label_of(type(self)))
             raise

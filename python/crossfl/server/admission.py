@@ -47,8 +47,13 @@ class Update:
     @property
     def effective_steps(self) -> float:
         """Its steps, each weighted by its learning rate over the peak."""
-        steps = self.manifest.steps
-        return effective_steps(self.allowance, steps) if self.allowance else float(max(steps, 1))
+        return self._effective(self.manifest.steps)
+
+    @property
+    def effective_steps_of_task(self) -> float:
+        """The same of all steps that its facility was asked for."""
+        asked = self.allowance.steps if self.allowance else 0
+        return self._effective(max(self.manifest.steps, asked))
 
     @property
     def normalising_steps(self) -> float:
@@ -59,6 +64,9 @@ class Update:
     def weight(self, aggregation: Aggregation) -> int:
         """What the facility's share is proportional to."""
         return bounds.weight(self.manifest, aggregation)
+
+    def _effective(self, steps: int) -> float:
+        return effective_steps(self.allowance, steps) if self.allowance else float(steps)
 
     def loss(self) -> float | None:
         """Validation loss of the round's base at the facility, in nats per token, if it gave it."""

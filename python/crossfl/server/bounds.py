@@ -5,6 +5,11 @@ Claims are held against what was asked. Norms are compared per unit of training,
 end of a schedule count as what they move. Between an update of e steps and one of e', the norm of
 AdamW's delta grows by at least √(e/e') (steps in random directions) and at most e/e' (all in one);
 the bound allows for the larger of the two.
+
+An update that was cut off may be as large as one after its whole task: AdamW's first step moves
+every weight by the learning rate, near an optimum farther than forty steps get; and a lossy
+encoding adds what it left out of the rounds before. FedNova divides by the steps that were taken,
+so there these alone count.
 """
 
 import math
@@ -34,6 +39,11 @@ class Measured(Protocol):
     @property
     def effective_steps(self) -> float:
         """Its steps, each weighted by its learning rate over the peak."""
+        ...
+
+    @property
+    def effective_steps_of_task(self) -> float:
+        """The same of all steps that were asked for."""
         ...
 
 
@@ -102,6 +112,9 @@ def check_norms(
     rules = state.aggregation
     most, ratio = min(rules.max_norm, LARGEST_NORM), rules.max_norm_ratio
     steps = {update.facility: update.effective_steps for update in updates}
+    allowed = steps
+    if rules.aggregation_rule != "fednova":
+        allowed = {update.facility: update.effective_steps_of_task for update in updates}
     norms = {f: math.sqrt(s) for f, s in squares.items() if math.isfinite(s)}
     cohort = [(norm, steps[f]) for f, norm in norms.items() if norm <= most]
     for facility in squares:
@@ -114,7 +127,7 @@ def check_norms(
             past = [(p.norm, p.effective_steps) for p in state.ledger_of(facility).recent]
             peers = cohort if len(cohort) >= SMALLEST_COHORT else []
             for others, whose in ((peers, "the round's"), (past, "its own last rounds'")):
-                expected = _expected(steps[facility], others)
+                expected = _expected(allowed[facility], others)
                 if expected > 0 and norm > ratio * expected:
                     reasons[facility] = (
                         f"its norm is {norm:.6g}, more than {ratio:g} times {whose} median, which "
