@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -48,13 +49,13 @@ def testbed() -> Iterator[dict[str, Any]]:
 def python(testbed: dict[str, Any]) -> Path:
     """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
     folder = Path(testbed["home"]).parent / "python"
-    ready = folder / "crossfl-ready"
+    lock = ROOT / "requirements.lock"
+    ready = folder / f"ready-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
     if not ready.exists():
         subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
         install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
         install += ["install", "--disable-pip-version-check"]
-        lock = ["-r", ROOT / "requirements.lock"]
-        subprocess.run([*install, *lock], check=True, timeout=SETUP_SECONDS)
+        subprocess.run([*install, "-r", lock], check=True, timeout=SETUP_SECONDS)
         ready.touch()
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
