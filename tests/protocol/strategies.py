@@ -9,6 +9,7 @@ from msgspec import inspect
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import DIGEST, NAME, SEALED, Record, bare, fields_of
+from crossfl.protocol.manifest import EvaluationManifest
 
 PATTERNS = {
     NAME: r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
@@ -20,14 +21,17 @@ UNICODE = st.characters(exclude_categories=["Cs"])
 
 
 def records(kind: type[Record]) -> st.SearchStrategy[Record]:
-    """Records of a type; a reason is given where the status asks for one."""
+    """Records of a type; reason, metrics and completions are as the status asks for."""
     fields = {f.name: values(f.kind) | _default(f.default) for f in fields_of(kind)}
 
     def build(arguments: dict[str, Any]) -> Record:
         try:
             return kind(**arguments)
         except CrossFLError:
-            return kind(**arguments | {"reason": "its status asks for one"})
+            mended = arguments | {"reason": "its status asks for one"}
+            if kind is EvaluationManifest and mended["status"] == "absent":
+                mended |= {"metrics": None, "completions": ()}
+            return kind(**mended)
 
     return st.fixed_dictionaries(fields).map(build)
 
