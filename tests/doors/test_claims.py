@@ -84,7 +84,7 @@ def test_bytes_are_those_of_the_files_and_an_absent_update_has_none(tmp_path: Pa
 
 def test_fednova_multiplies_no_delta_by_more_than_four(tmp_path: Path) -> None:
     """Of a facility that claims one step of forty, and so would weigh forty times as much."""
-    rules = {"aggregation_rule": "fednova", "max_norm_ratio": None, "weighting": "equal"}
+    rules = {"aggregation_rule": "fednova", "max_norm_ratio": 1e300, "weighting": "equal"}
     federation = Federation(tmp_path, MODEL, **rules)
     updates = [whole(federation, f"honest{i}", NOTHING) for i in range(2)]
     updates.append(late(federation, "liar", ONES))
@@ -95,7 +95,7 @@ def test_fednova_multiplies_no_delta_by_more_than_four(tmp_path: Path) -> None:
 
 
 def test_fednova_bounds_an_update_that_was_held_while_the_round_waited(tmp_path: Path) -> None:
-    rules = {"aggregation_rule": "fednova", "max_norm_ratio": None, "weighting": "equal"}
+    rules = {"aggregation_rule": "fednova", "max_norm_ratio": 1e300, "weighting": "equal"}
     federation = Federation(tmp_path, MODEL, quorum=3, below_quorum="wait", **rules)
     given = allowances("honest0", "honest1", "liar")
     updates = [

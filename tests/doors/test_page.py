@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from crossfl.protocol.fields import LARGEST_COUNT, Record
@@ -54,13 +54,19 @@ def _three(kind: type[Record]) -> st.SearchStrategy[list[Record]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=12,
+    phases=[Phase.generate],
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 @given(updates=_three(UpdateManifest), evaluations=_three(EvaluationManifest))
 def test_whatever_is_admitted_is_on_the_page(
     updates: list[UpdateManifest], evaluations: list[EvaluationManifest]
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        federation = Federation(Path(scratch), MODEL, quorum=1, max_norm_ratio=None)
+        federation = Federation(Path(scratch), MODEL, quorum=1, max_norm_ratio=1e300)
         paths = [federation.update("good", federation.deltas(0))]
         paths += [_update(federation, *pair) for pair in zip(NAMES, updates, strict=True)]
         out = federation.run(paths)

@@ -203,8 +203,9 @@ TASK = Task(
 )  # fmt: skip
 STRINGS = (
     "", " ", "0", "-1", "1.5", "1e9", "2147483648", "9" * 5000, "nan", "inf", "-inf", "true",
-    "None", "[]", "{}", "../x", "/etc", ".", "..", "it/../..", "a" * 300, "a\0b", "\ud800", "\x1b[2J",
-    "it", "\u202e", "link", "loop", "it/words/", "--help", "-", "--", "constant", "fp32", "\n", "é" * 500,
+    "None", "[]", "{}", "../x", "/etc", ".", "..", "it/../..", "a" * 300, "a\0b", "\ud800",
+    "\x1b[2J", "it", "\u202e", "link", "loop", "it/words/", "--help", "-", "--", "constant",
+    "fp32", "\n", "é" * 500,
 )  # fmt: skip
 
 

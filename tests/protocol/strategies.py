@@ -21,17 +21,17 @@ UNICODE = st.characters(exclude_categories=["Cs"])
 
 
 def records(kind: type[Record]) -> st.SearchStrategy[Record]:
-    """Records of a type, with what their status asks for."""
+    """Records of a type; reason, metrics and completions are as the status asks for."""
     fields = {f.name: values(f.kind) | _default(f.default) for f in fields_of(kind)}
 
     def build(arguments: dict[str, Any]) -> Record:
         try:
             return kind(**arguments)
         except CrossFLError:
-            asked: dict[str, Any] = {"reason": "its status asks for one"}
-            if kind is EvaluationManifest:
-                asked |= {"metrics": None, "completions": ()}
-            return kind(**arguments | asked)
+            mended = arguments | {"reason": "its status asks for one"}
+            if kind is EvaluationManifest and mended["status"] == "absent":
+                mended |= {"metrics": None, "completions": ()}
+            return kind(**mended)
 
     return st.fixed_dictionaries(fields).map(build)
 

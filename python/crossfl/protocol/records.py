@@ -256,7 +256,8 @@ class Aggregation(Record, frozen=True, kw_only=True):
     ] = None
     max_norm: Annotated[Amount, doc("Largest L2 norm that an update may have.")] = 1e6
     max_norm_ratio: Annotated[
-        Annotated[float, Meta(ge=1, le=sys.float_info.max)] | None,
+        float,
+        Meta(ge=1, le=sys.float_info.max),
         doc(
             "Largest norm of an update per unit of training, over the median of the round's (from "
             "3 updates on) and over that of the facility's own last rounds."

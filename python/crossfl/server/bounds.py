@@ -123,7 +123,7 @@ def check_norms(
             reasons[facility] = "it has values that are not finite or could not be decoded"
         elif norm > most:
             reasons[facility] = f"its norm is {norm:.6g}, above {most:g}"
-        elif ratio is not None:
+        else:
             past = [(p.norm, p.effective_steps) for p in state.ledger_of(facility).recent]
             peers = cohort if len(cohort) >= SMALLEST_COHORT else []
             for others, whose in ((peers, "the round's"), (past, "its own last rounds'")):
