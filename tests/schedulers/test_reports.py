@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from crossfl.engine.connectors.pbs import PBSConnector, report_of
+from crossfl.engine.connectors.pbs import Job, PBSConnector, report_of
 from crossfl.engine.connectors.queue import ADVICE, JobReport
 from crossfl.engine.connectors.slurm import SlurmConnector
 
@@ -50,7 +51,7 @@ def job(state: str = "F", **facts: Any) -> dict[str, Any]:
     ],
 )
 def test_pbs(record: dict[str, Any], state: str, exit_code: int) -> None:
-    report = report_of(record)
+    report = report_of(msgspec.convert(record, Job, strict=False))
     assert (report.state, report.exit_code) == (state, exit_code)
     assert report.log == "/home/me/out.log"
     assert report.over == (record["job_state"] in "FM")

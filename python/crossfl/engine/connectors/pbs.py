@@ -11,6 +11,7 @@ from collections.abc import Collection, MutableSequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
+import msgspec
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.utils import random_name
 from streamflow.deployment.connector.queue_manager import PBSConnector as EnginePBSConnector
@@ -49,26 +50,47 @@ def seconds(clock: str) -> int:
     return total
 
 
-def report_of(job: dict[str, Any]) -> JobReport:
-    """Translate what ``qstat -x -f -F json`` says of one job."""
-    log = str(job.get("Output_Path", "")).partition(":")[2]
-    comment = str(job.get("comment", ""))
-    if live := LIVE.get(job["job_state"]):
+class Resources(msgspec.Struct):
+    """What a job was given, or has used."""
+
+    walltime: str = ""
+
+
+class Job(msgspec.Struct):
+    """What is read of a job in the answer of ``qstat -x -f -F json``, by PBS's names."""
+
+    job_state: str
+    Exit_status: int | None = None
+    substate: int = 0
+    comment: str = ""
+    Output_Path: str = ""
+    resources_used: Resources = msgspec.field(default_factory=Resources)
+    Resource_List: Resources = msgspec.field(default_factory=Resources)
+
+
+class Answer(msgspec.Struct):
+    """What is read of that answer."""
+
+    Jobs: dict[str, Job] = msgspec.field(default_factory=dict)
+
+
+def report_of(job: Job) -> JobReport:
+    """Translate what PBS says of one job."""
+    log, comment, status = job.Output_Path.partition(":")[2], job.comment, job.Exit_status
+    if live := LIVE.get(job.job_state):
         return JobReport(state=live, reason=comment, log=log)
-    if job["job_state"] != "F":
-        return JobReport(state="UNKNOWN", reason=f"job_state {job['job_state']}", log=log)
-    status = int(job["Exit_status"]) if "Exit_status" in job else None
+    if job.job_state != "F":
+        return JobReport(state="UNKNOWN", reason=f"job_state {job.job_state}", log=log)
     number = status - SIGNAL_BASE if status is not None and status > SIGNAL_BASE else 0
     if status in OWN_VERDICTS:
         return JobReport(state=OWN_VERDICTS[status], reason=comment, log=log)
-    if number or status is None or int(job.get("substate", 0)) == DELETED:
-        used = job.get("resources_used", {}).get("walltime", "0")
-        granted = job.get("Resource_List", {}).get("walltime")
+    if number or status is None or job.substate == DELETED:
+        used, granted = job.resources_used.walltime or "0", job.Resource_List.walltime
         if granted and seconds(used) >= seconds(granted):
             state = "TIMEOUT"
         elif "preempt" in comment.lower():
             state = "PREEMPTED"
-        elif status is None or int(job.get("substate", 0)) == DELETED:
+        elif status is None or job.substate == DELETED:
             state = "CANCELLED"
         else:
             state = "FAILED"
@@ -134,9 +156,7 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
             for job_id in job_ids
         }
 
-    async def _qstat(
-        self, job_ids: Collection[str], location: ExecutionLocation
-    ) -> dict[str, dict[str, Any]]:
+    async def _qstat(self, job_ids: Collection[str], location: ExecutionLocation) -> dict[str, Job]:
         answer, status = await self._ask(location, "qstat", "-x", "-f", "-F", "json", *job_ids)
         if NO_HISTORY in answer:
             raise NoHistoryError(
@@ -150,10 +170,14 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
             if NO_SUCH_JOB in answer:
                 return {}
             raise StatusQueryError(f"`qstat` ended with {status}: {answer}") from error
-        jobs = document.get("Jobs", {})
+        try:
+            # Numbers may come as words.
+            jobs = msgspec.convert(document, Answer, strict=False).Jobs
+        except msgspec.ValidationError as error:
+            raise StatusQueryError(f"`qstat` gave another answer than PBS's: {error}") from error
         if not jobs and NO_SUCH_JOB not in answer:
             raise StatusQueryError(f"`qstat` ended with {status} and named no job: {answer}")
-        return dict(jobs)
+        return jobs
 
     async def _remove_jobs(self, location: ExecutionLocation, jobs: MutableSequence[str]) -> None:
         answer, status = await self._ask(location, "qdel", *jobs, seconds=CANCEL_SECONDS)
