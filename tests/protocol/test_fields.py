@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.fields import Record, check_name, fields_of
+from crossfl.protocol.fields import Record, fields_of, is_name
 from crossfl.protocol.flags import add_flags, flag, from_flags, from_flags_if_any, from_words
 from crossfl.protocol.generate import CWL_RECORDS
 from crossfl.protocol.records import (
@@ -98,10 +98,11 @@ def test_what_is_unset_is_left_out() -> None:
 
 
 def test_names() -> None:
-    check_name("facility", "a-1_b.c")
+    assert is_name("a-1_b.c")
     for name in ("", ".a", "a b", "a\n", "a" * 101, "é", "a/b"):
-        with pytest.raises(CrossFLError, match=r"^facility .*: use letters, digits"):
-            check_name("facility", name)
+        assert not is_name(name)
+        with pytest.raises(CrossFLError, match=r"^facility.name is .*: use letters, digits"):
+            Facility.parse({"name": name, "dataset": "it"})
 
 
 @pytest.mark.parametrize("record", CWL_RECORDS)

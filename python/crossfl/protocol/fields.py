@@ -229,18 +229,6 @@ def is_name(word: str) -> bool:
     return re.search(NAME, word) is not None
 
 
-def check_name(what: str, name: str) -> None:
-    """Refuse a name that is no plain word in a path, a table or a shell.
-
-    Raises:
-        CrossFLError: it is not; the message begins with `what`.
-    """
-    try:
-        msgspec.convert(name, Name)
-    except msgspec.ValidationError:
-        raise CrossFLError(f"{what} {quoted(name)}: {DEMANDS[NAME]}") from None
-
-
 def bare(kind: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
     """A type without None and metadata, and the metadata: `description` and what is extra."""
     extra: dict[str, Any] = {}
