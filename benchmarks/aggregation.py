@@ -22,10 +22,12 @@ import torch
 from methods import METHODS
 from safetensors import safe_open
 
-from crossfl.engine.transfer import BUFFER
+from crossfl.engine.archive import BUFFER
+from crossfl.protocol.manifest import ModelManifest, UpdateManifest
 from crossfl.protocol.records import Aggregation
-from crossfl.server.state import ServerState
-from crossfl.steps.initialise import start
+from crossfl.protocol.state import ServerState
+from crossfl.server import first_state
+from crossfl.server import state as server_state
 from crossfl.storage import manifest, tensorfile
 from crossfl.storage.checkpoint import Tensors
 
@@ -98,21 +100,30 @@ def make(folder: Path, size: int, dtype: torch.dtype, sites: int, distinct: int)
         if number >= 0:
             (site / "update").mkdir()
             os.link(file, site / "update" / "delta.safetensors")
-    digest = manifest.write(folder / "model", "model", {"round": 0})["digest"]
+    (folder / "model" / "config.json").write_text("{}")
+    digest = manifest.write(folder / "model", ModelManifest(round=0)).digest
     rules = Aggregation(weighting="equal")
     (folder / "state").mkdir()
-    sums = start(Tensors.of_model(folder / "model"), rules, folder / "state")
-    ServerState(rounds=9, seed=0, aggregation=rules, started=0.0, model=digest).save(
-        folder / "state", sums
-    )
-    said: dict[str, Any] = {"round": 1, "base": digest, "status": "complete", "reason": None}
-    said |= {"tokens": 1, "samples": 1, "steps": 1, "bytes": 1, "seconds": {}, "metrics": {}}
+    weights = Tensors.of_model(folder / "model")
+    sums = first_state.write_tensors(weights, rules, folder / "state")
+    state = ServerState(rounds=9, aggregation=rules, started=0.0, model=digest)
+    server_state.save(state, folder / "state", sums)
     known: list[dict[str, str]] = []
     for number in range(sites):
         site = folder / f"site{number:02}"
-        fields, same = {"facility": site.name, **said}, known[number % distinct :][:1] or [{}]
-        written = manifest.write(site / "update", "update", fields, same[0])
-        known.append({name: entry["sha256"] for name, entry in written["files"].items()})
+        same = known[number % distinct :][:1] or [{}]
+        stated = UpdateManifest(
+            facility=site.name,
+            federation=state.federation,
+            round=1,
+            base=digest,
+            status="complete",
+            tokens=1,
+            samples=1,
+            steps=1,
+        )
+        written = manifest.write(site / "update", stated, same[0])
+        known.append({name: entry.sha256 for name, entry in written.files.items()})
 
 
 def environment(environments: Path, method: str) -> Path | None:

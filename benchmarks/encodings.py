@@ -37,20 +37,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crossfl.protocol import variables
-from crossfl.protocol.records import Aggregation, Training, choices_of
-from crossfl.server.state import ServerState
+from crossfl.protocol.fields import fields_of
+from crossfl.protocol.layout import GLOBAL_MODEL, STATE, UPDATE
+from crossfl.protocol.manifest import ModelManifest
+from crossfl.protocol.records import Aggregation, Training
+from crossfl.protocol.state import ServerState
+from crossfl.server import state as server_state
+from crossfl.server.planning.fixed import plan
+from crossfl.server.rounds import Averaged, aggregate
 from crossfl.simulation.simulate import playing_every_facility
-from crossfl.steps.aggregate import aggregate
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.initialise import initialise
-from crossfl.steps.plan import plan
-from crossfl.steps.train import UPDATE, train
+from crossfl.steps.train import train
 from crossfl.storage import encodings, manifest
 from crossfl.storage.delta import Delta
 from crossfl.storage.encodings import CELL
+from crossfl.storage.encodings.integer import Quantised
 from crossfl.storage.job import Job
 
-ENCODINGS = choices_of(Training.__dataclass_fields__["encoding"])
+ENCODINGS = next(f.choices for f in fields_of(Training) if f.name == "encoding")
 CONTROL = "control"
 ROUGH = {"rough3": 3, "rough1": 1}
 """Largest codes of what is int4 but for them; the files are of the same bytes."""
@@ -59,7 +64,7 @@ RULES = Aggregation()
 """Weighted mean, applied as it is: then what is lost of a delta is lost of the model."""
 
 
-class Rough(encodings.Quantised):
+class Rough(Quantised):
     """int4 with fewer codes."""
 
     def __init__(self, top: int) -> None:
@@ -70,8 +75,8 @@ class Rough(encodings.Quantised):
 class Replay:
     """What an encoding would have lost of the deltas of a run in fp32, all rounds together."""
 
-    def __init__(self, name: str, kept: float) -> None:
-        self._coding = encodings.of(name, kept)
+    def __init__(self, name: str, topk_fraction: float) -> None:
+        self._coding = encodings.of(name, topk_fraction)
         self._carried: dict[tuple[str, str], torch.Tensor] = {}
         self.lost: dict[str, torch.Tensor] = {}
         self.bytes = 0
@@ -99,26 +104,32 @@ def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
     """
     replays = {name: Replay(name, job.training.topk_fraction) for name in replayed}
     with playing_every_facility(data), tempfile.TemporaryDirectory() as scratch:
-        here, more = Path(scratch, "0"), True
+        here, more, received = Path(scratch, "0"), True, 0
         initialise(job.model, job.config, job.tokenizer, job.seed, job.rounds, RULES, here)
         while more:
-            before, state = here, ServerState.load(here / "state")
-            number, tasks = plan(state, job.facilities, job.local_steps, "train")
-            here = Path(scratch, str(number))
+            before, state = here, server_state.load(here / STATE)
+            planned = plan(state, job.facilities, job.local_steps, job.training, "train")
+            tasks = planned.tasks
+            here = Path(scratch, str(planned.round))
             for task in tasks:
                 train(before / "global_model", task, job.training, here / task.facility)
             updates = [here / task.facility / UPDATE for task in tasks]
-            more = aggregate(before / "global_model", before / "state", updates, here)
+            outcome_of_round = aggregate(
+                before / GLOBAL_MODEL, before / STATE, updates, here, time.time()
+            )
+            if not isinstance(outcome_of_round, Averaged):
+                raise SystemExit(f"round {planned.round} was not averaged")
+            state, entries = outcome_of_round.state, outcome_of_round.entry.facilities
+            more = state.more(time.time())
+            received += sum(entry.bytes for entry in entries.values())
             shutil.rmtree(before)
-            state = ServerState.load(here / "state")
-            said = state.history[-1]["facilities"]
             for task, update in zip(tasks, updates, strict=True):
                 delta = dict(Delta(update).tensors) if replays else {}
                 for replay in replays.values():
-                    replay.take(task.facility, said[task.facility]["share"], delta)
+                    replay.take(task.facility, entries[task.facility].share, delta)
         outcome: dict[str, Any] = {"seed": job.seed}
         outcome["loss"] = _loss(job, state, here / "global_model")
-        outcome["bytes"] = sum(u["bytes"] for e in state.history for u in e["facilities"].values())
+        outcome["bytes"] = received
         outcome["replayed"] = {}
         for name, replay in replays.items():
             file = here / "global_model" / "model.safetensors"
@@ -126,16 +137,21 @@ def run(job: Job, data: Path, replayed: Sequence[str]) -> dict[str, Any]:
             one = shutil.copytree(here / "global_model", Path(scratch, name))
             changed = {n: w - replay.lost[n] if n in replay.lost else w for n, w in weights.items()}
             save_file(changed, one / file.name, metadata={"format": "pt"})
-            digest = manifest.write(one, "model", {"round": state.round})["digest"]
-            loss = _loss(job, dataclasses.replace(state, model=digest), one)
+            digest = manifest.write(one, ModelManifest(round=state.round)).digest
+            loss = _loss(job, state.replace(model=digest), one)
             outcome["replayed"][name] = {"loss": loss, "bytes": replay.bytes}
     return outcome
 
 
 def _loss(job: Job, state: ServerState, model: Path) -> float:
-    tasks = plan(state, job.facilities, job.local_steps, "evaluate")[1]
-    found = [evaluate(model, task, job.training, [], match=False)["metrics"] for task in tasks]
-    return statistics.fmean(metrics["loss"] for metrics in found)
+    losses = []
+    for task in plan(state, job.facilities, job.local_steps, job.training, "evaluate").tasks:
+        with tempfile.TemporaryDirectory() as out:
+            metrics = evaluate(model, task, job.training, [], Path(out), match=False).metrics
+        if metrics is None:
+            raise SystemExit(f"{task.facility} has too few validation samples for a loss")
+        losses.append(metrics.loss)
+    return statistics.fmean(losses)
 
 
 def ratio(losses: Sequence[float], base: Sequence[float]) -> str:
@@ -210,9 +226,9 @@ def main() -> None:
             continue
         begun = time.monotonic()
         sent = {CONTROL: "fp32", **dict.fromkeys(ROUGH, "int4")}.get(name, name)
-        training = dataclasses.replace(job.training, encoding=sent)
+        training = job.training.replace(encoding=sent)
         if name == CONTROL:
-            training = dataclasses.replace(training, micro_batch=training.batch_size // 2)
+            training = training.replace(micro_batch=training.batch_size // 2)
         encodings.ENCODINGS["int4"] = Rough(ROUGH[name]) if name in ROUGH else INT4
         one = dataclasses.replace(job, seed=seed, training=training)
         outcome = run(one, args.data, ENCODINGS if name == "fp32" else ())

@@ -75,8 +75,9 @@ def crossfl_core(files: list[Path], output: Path) -> Method:
 
 
 def crossfl_step(files: list[Path], output: Path) -> Method:
-    """All of `crossfl aggregate`: the gate, sha256 of all that is read and written, state, sync."""
-    from crossfl.steps.aggregate import MODEL, aggregate
+    """All of `crossfl aggregate`: admission, sha256 of what is read and written, state, sync."""
+    from crossfl.protocol.layout import GLOBAL_MODEL
+    from crossfl.server.rounds import aggregate
 
     folder = files[0].parent.parent
 
@@ -85,10 +86,10 @@ def crossfl_step(files: list[Path], output: Path) -> Method:
         shutil.rmtree(out, ignore_errors=True)
         begun = time.perf_counter()
         updates = [f.parent / "update" for f in files]
-        aggregate(folder / "model", folder / "state", updates, out)
+        aggregate(folder / "model", folder / "state", updates, out, 60.0)
         work.seconds = time.perf_counter() - begun  # type: ignore[attr-defined]
         output.unlink(missing_ok=True)
-        os.link(out / MODEL / "model.safetensors", output)
+        os.link(out / GLOBAL_MODEL / "model.safetensors", output)
 
     return work
 

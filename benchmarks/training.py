@@ -37,6 +37,7 @@ from crossfl.learning.batching import batch_of
 from crossfl.learning.evaluation import summed_loss
 from crossfl.learning.models.loading import load, load_weights
 from crossfl.learning.telemetry import accounting
+from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Lora, Task, Training
 from crossfl.steps.initialise import initialise
 from crossfl.storage import manifest
@@ -88,10 +89,10 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
 def records(args: argparse.Namespace, model: Path) -> tuple[Task, Training]:
     """The task and the settings that all arms share."""
     steps = args.steps
-    base = manifest.read(model, "model")["digest"]
+    base = manifest.read(model, ModelManifest).digest
     task = Task(
         facility="here", dataset="rows", round=1, local_steps=steps, seed=1, schedule_step=0,
-        schedule_steps=steps, samples_seen=0, data_seed=1, base=base,
+        schedule_steps=steps, samples_seen=0, data_seed=1, base=base, federation="benchmark",
     )  # fmt: skip
     training = Training(
         batch_size=args.batch * args.ranks, sequence_length=args.length, learning_rate=1e-4,
@@ -113,7 +114,7 @@ def ours(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
     said = result(args, trained.losses, clock)
     # Its own seconds are also those of the first steps, and those in which it waits for its turn.
     timed = dataclasses.replace(trained, seconds=trained.read / said["tokens_per_second"])
-    return said | {"utilisation": trainer.account(timed)["flops_utilisation"]}
+    return said | {"utilisation": trainer.account(timed).flops_utilisation}
 
 
 def hugging_face(args: argparse.Namespace, model: Path, rows: Path) -> dict[str, Any]:
