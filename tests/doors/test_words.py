@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from crossfl import cli
+from crossfl.engine.archive import Limits, RefusedError, extract
 from crossfl.engine.terminal import Printable
-from crossfl.engine.transfer import Limits, RefusedError, extract
 from crossfl.errors import CrossFLError
 from crossfl.protocol.manifest import Completion, EvaluationManifest
 from crossfl.protocol.measurements import Metrics

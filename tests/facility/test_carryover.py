@@ -13,8 +13,9 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState
 from crossfl.facility.savepoint import Savepoint
+from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.records import Task, Training
-from crossfl.steps.train import UPDATE, train
+from crossfl.steps.train import train
 from tests.support.paths import ROUND
 
 MODEL = ROUND / "global_model"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from crossfl.errors import CrossFLError
-from crossfl.facility.staging import STAGING, staged
+from crossfl.facility.staging import staged
+from crossfl.protocol.variables import STAGING
 from tests.support.paths import DATA
 
 WORDS = DATA / "leonardo" / "words"

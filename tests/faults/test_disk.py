@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol import variables
+from crossfl.protocol.manifest import ModelManifest, StateManifest
 from crossfl.server.journal import journal
 from crossfl.simulation.simulate import playing_every_facility
 from crossfl.storage import manifest
@@ -27,12 +29,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], check=True)
-    os.environ[journal.VARIABLE] = str(place / "journal")
+    os.environ[variables.JOURNAL] = str(place / "journal")
     try:
         with playing_every_facility(DATA):
             yield place
     finally:
-        os.environ.pop(journal.VARIABLE)
+        os.environ.pop(variables.JOURNAL)
         subprocess.run(["umount", place], check=True)
 
 
@@ -40,8 +42,8 @@ def intact(place: Path) -> int:
     """The number of the last round, after every published round was checked."""
     (run,) = journal.runs(place / "journal")
     for path in run.rounds():
-        manifest.verify(path / "global_model", "model")
-        manifest.verify(path / "state", "state")
+        manifest.verify(path / "global_model", ModelManifest)
+        manifest.verify(path / "state", StateManifest)
     return int(run.rounds()[-1].name)
 
 
@@ -83,8 +85,8 @@ def test_publishing_fails(
     assert federation.trained.count(("leonardo", 1)) == 1
     assert federation.trained.count(("leonardo", 2)) == 2
     monkeypatch.undo()
-    os.environ[journal.VARIABLE] = ""
+    os.environ[variables.JOURNAL] = ""
     whole = Federation(tmp_path / "whole").run()
     assert (after / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    os.environ[journal.VARIABLE] = str(disk / "journal")
+    os.environ[variables.JOURNAL] = str(disk / "journal")
     shutil.rmtree(tmp_path / "run")

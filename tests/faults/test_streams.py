@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from streamflow.core.exception import WorkflowExecutionException
 
 from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.errors import CrossFLError
-from crossfl.steps.aggregate import aggregate
+from crossfl.protocol.manifest import ModelManifest
+from crossfl.server.rounds import aggregate
 from crossfl.storage import manifest
 from tests.support.faults import FULL
 from tests.support.paths import ROUND
@@ -73,7 +75,7 @@ async def test_the_model_on_its_way_to_a_facility(
         shutil.rmtree(arrived, ignore_errors=True)
         try:
             await wire.copy_local_to_remote(str(ROUND / "global_model"), str(arrived), [place])
-            manifest.verify(arrived, "model")
+            manifest.verify(arrived, ModelManifest)
         except WorkflowExecutionException as error:
             assert "Deployment alpha: what was sent there did not arrive whole" in str(error)
             refused += 1
@@ -127,7 +129,7 @@ async def test_an_update_on_its_way_back(
     """
     model, state = ROUND / "global_model", ROUND / "state"
     other = ROUND / "karolina" / "update"
-    aggregate(model, state, [ROUND / "leonardo" / "update", other], tmp_path / "whole")
+    aggregate(model, state, [ROUND / "leonardo" / "update", other], tmp_path / "whole", time.time())
     undisturbed = tree(tmp_path / "whole" / "global_model")
     there = Path(alpha.facts["workdir"]) / "update"
     shutil.rmtree(there, ignore_errors=True)
@@ -139,7 +141,7 @@ async def test_an_update_on_its_way_back(
         here, out = tmp_path / f"update-{number}", tmp_path / f"out-{number}"
         try:
             await wire.copy_remote_to_local(str(there), str(here), place)
-            aggregate(model, state, [here, other], out)
+            aggregate(model, state, [here, other], out, time.time())
         except WorkflowExecutionException as error:
             assert f"Deployment alpha: what came for {there} is refused" in str(error)
             assert not here.exists()

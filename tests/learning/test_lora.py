@@ -149,7 +149,7 @@ def test_bad_adapters_are_refused(
     lora_job: Job, models: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     assert lora_job.lora is not None
-    record = lora_job.lora.replace(**changes)  # type: ignore[arg-type]
+    record = lora_job.lora.replace(**changes)
     with pytest.raises(CrossFLError, match=message):
         initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
         load(tmp_path / "out" / "global_model", TRAINING)

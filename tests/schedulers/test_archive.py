@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from crossfl.engine import transfer
-from crossfl.engine.transfer import END, Limits, RefusedError, copy, extract
+from crossfl.engine import archive
+from crossfl.engine.archive import END, Limits, RefusedError, copy, extract
 from tests.schedulers import hostile
 from tests.support.engine import Engine, Outcome
 from tests.support.testbed import Site
@@ -279,4 +279,4 @@ def test_a_tar_that_fails_is_a_cut_stream(
 
 
 def test_limits_are_those_of_the_documentation() -> None:
-    assert (transfer.MAX_MEMBERS, transfer.MAX_BYTES) == (100_000, 2**40)
+    assert (archive.MAX_MEMBERS, archive.MAX_BYTES) == (100_000, 2**40)

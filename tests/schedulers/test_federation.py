@@ -1,6 +1,5 @@
 """A federation across three facilities on real jobs: a local one's weights, and no data moved."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from crossfl.protocol.history import decode_line
 from crossfl.simulation.simulate import simulate
 from crossfl.storage.job import Job
 from tests.support.engine import Engine, Outcome, streamflow, unset
@@ -56,10 +56,12 @@ def test_three_facilities(
     outcome = federate(path, engine)
     assert outcome.code == 0, outcome.log
 
-    history = [json.loads(x) for x in (engine.outdir / "history.jsonl").read_text().splitlines()]
-    assert [sorted(entry["facilities"]) for entry in history] == [sorted(sites)] * 3
+    rounds = (engine.outdir / "history.jsonl").read_bytes().splitlines()
+    history = [decode_line(line, "history.jsonl") for line in rounds]
+    assert [sorted(entry.facilities) for entry in history] == [sorted(sites)] * 3
     for entry in history:
-        assert all(each["seconds"]["queue"] >= 0 for each in entry["facilities"].values())
+        assert all(each.seconds.train > 0 for each in entry.facilities.values() if each.seconds)
+        assert {each.status for each in entry.facilities.values()} == {"complete"}
 
     simulate(Job.load(tmp_path / "job.json"), data, tmp_path / "local")
     assert weights(engine.outdir).read_bytes() == weights(tmp_path / "local").read_bytes()

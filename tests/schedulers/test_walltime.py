@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from crossfl.protocol.records import Facility
-from crossfl.server.state import ServerState
-from crossfl.steps.plan import plan
+from crossfl.protocol.records import Facility, Training
+from crossfl.server import state
+from crossfl.server.planning.fixed import plan
 from tests.support.paths import DATA, ROUND
 from tests.support.testbed import Site, bind, job_of, place_data
 
@@ -33,7 +33,8 @@ def test_a_job_delivers_before_it_ends(alpha: Site, python: Path, tmp_path: Path
     (home / "out").mkdir(parents=True)
     subprocess.run(["cp", "-r", ROUND / "global_model", home], check=True)
     here = Facility(name=alpha.name, dataset="words")
-    (task,) = plan(ServerState.load(ROUND / "state"), [here], 10**6, "train")[1]
+    before = state.load(ROUND / "state")
+    (task,) = plan(before, [here], 10**6, Training(), "train").tasks
     options: dict[str, Any] = {**task.asdict(), "batch_size": 4, "sequence_length": 48}
     options |= {"reserve_seconds": 60 if how == "walltime" else 0, "threads": 1}
     words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]

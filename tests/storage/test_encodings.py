@@ -13,6 +13,7 @@ from torch import Tensor
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.facility.carryover import Residual
+from crossfl.learning.optimizer import pull_back
 from crossfl.protocol.records import Task
 from crossfl.storage import delta, encodings
 from crossfl.storage.checkpoint import Tensors
@@ -165,8 +166,6 @@ def test_numbers_too_large_for_an_encoding_do_not_leave(
 
 
 def test_the_proximal_term_is_its_gradient() -> None:
-    from crossfl.learning.training import pull_back
-
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     anchors = [torch.randn_like(p) for p in model.parameters()]
