@@ -12,17 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol import events, history, manifest
+from crossfl.protocol import events, history, manifest, reference
 from crossfl.protocol.decoding import decode, encode
 from crossfl.protocol.fields import Record
-from crossfl.protocol.generate import CWL_RECORDS, DOCUMENTS
+from crossfl.protocol.generate import DOCUMENTS
 from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
 from crossfl.protocol.records import Facility
 
 from .strategies import records
 
 LIMIT = 1 << 20
-RECORDS = [*CWL_RECORDS, *DOCUMENTS.values()]
+RECORDS = [*reference.RECORDS, *DOCUMENTS.values()]
 HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 2**53, 2**53 + 1, 2**64, 10**400, 1.5, 1e308, -0.0, float("nan"),
     float("inf"), "", "\x1b]0;x\x07", "\u202e", "\ud800", "a\n", "../..", "x" * 3000, "nan", [], {},

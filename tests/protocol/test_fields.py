@@ -8,7 +8,6 @@ import pytest
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import Record, fields_of, is_name
 from crossfl.protocol.flags import add_flags, flag, from_flags, from_flags_if_any, from_words
-from crossfl.protocol.generate import CWL_RECORDS
 from crossfl.protocol.records import (
     Aggregation,
     Facility,
@@ -17,6 +16,7 @@ from crossfl.protocol.records import (
     Training,
     allowance_of,
 )
+from crossfl.protocol.reference import RECORDS
 
 HUGE = 10**400
 TASK = Task(
@@ -105,7 +105,7 @@ def test_names() -> None:
             Facility.parse({"name": name, "dataset": "it"})
 
 
-@pytest.mark.parametrize("record", CWL_RECORDS)
+@pytest.mark.parametrize("record", RECORDS)
 def test_every_field_has_a_flag_and_a_description(record: type[Record]) -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, record)

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from msgspec import inspect
 
+from crossfl.protocol import reference
 from crossfl.protocol.fields import Field, Record, fields_of, label_of
 from crossfl.protocol.flags import flag
-from crossfl.protocol.generate import CWL_RECORDS, WORDED, documents, main
+from crossfl.protocol.generate import WORDED, documents, main
 from crossfl.protocol.records import Aggregation, Task, Training
 from tests.support.paths import ROOT
 
@@ -25,7 +26,7 @@ def _cwl_type(field: Field) -> Any:
     return name + ("[]" if field.many else "") + ("" if field.required else "?")
 
 
-@pytest.mark.parametrize("record", CWL_RECORDS)
+@pytest.mark.parametrize("record", reference.RECORDS)
 def test_cwl_has_the_fields_of_the_record(record: type[Record]) -> None:
     name = label_of(record)
     declared = yaml.safe_load((ROOT / "steps" / "types" / f"{name}.yml").read_text("utf-8"))
@@ -85,7 +86,7 @@ def test_schemas_are_closed_and_pages_tell_every_field() -> None:
     update = schema["$defs"]["UpdateManifest"]
     assert update["additionalProperties"] is False
     assert {"facility", "federation", "round", "base", "status", "kind"} == set(update["required"])
-    for record in CWL_RECORDS:
+    for record in reference.RECORDS:
         for field in fields_of(record):
             assert f"| `{field.name}` | " in texts["records.md"]
     assert "| `packing` | boolean | `false` |" in texts["records.md"]

@@ -20,33 +20,16 @@ from crossfl.protocol.exits import Exit
 from crossfl.protocol.fields import Field, Record, fields_of, label_of
 from crossfl.protocol.flags import flag
 from crossfl.protocol.history import RoundEntry
-from crossfl.protocol.manifest import (
-    EvaluationManifest,
-    ModelManifest,
-    StateManifest,
-    UpdateManifest,
-)
-from crossfl.protocol.records import (
-    Aggregation,
-    Allowance,
-    Facility,
-    Lora,
-    Retention,
-    Task,
-    Training,
-)
+from crossfl.protocol.manifest import kind_of
+from crossfl.protocol.records import Allowance, Facility
 from crossfl.protocol.state import ServerState
 
 TYPES, SCHEMAS = Path("steps/types"), reference.FOLDER / "schemas"
 MAKE = "made by make types"
-CWL_RECORDS = (Facility, Task, Training, Lora, Aggregation, Retention, Allowance)
 WORDED = (Facility, Allowance)
 """Records that stand on the command line as words, `name=leonardo`; a command takes several."""
 DOCUMENTS: Mapping[str, type[Record]] = {
-    "model-manifest": ModelManifest,
-    "state-manifest": StateManifest,
-    "update-manifest": UpdateManifest,
-    "evaluation-manifest": EvaluationManifest,
+    **{f"{kind_of(record)}-manifest": record for record in reference.MANIFESTS},
     "server-state": ServerState,
     "history-line": RoundEntry,
     "event": Event,
@@ -64,7 +47,7 @@ PLAIN = re.compile(r"[A-Za-z](?!.*(?:: |:$| #)).*")
 
 def documents() -> dict[Path, str]:
     """Every generated file, by its path in the repository."""
-    types = {TYPES / f"{label_of(record)}.yml": cwl_type(record) for record in CWL_RECORDS}
+    types = {TYPES / f"{label_of(record)}.yml": cwl_type(record) for record in reference.RECORDS}
     schemas = {SCHEMAS / f"{name}.json": schema(kind) for name, kind in DOCUMENTS.items()}
     return types | schemas | reference.pages(MAKE)
 
