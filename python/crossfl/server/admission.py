@@ -118,7 +118,7 @@ def admit(
         stated: UpdateManifest | None = None
         try:
             stated = identified(path, UpdateManifest, facility, state)
-            manifest.verify(path, UpdateManifest, only=())
+            manifest.check(path, stated, only=())
             bounds.check_claims(stated, allowance, state.aggregation)
             if stated.status == "absent":
                 reason = shown_reason(stated.reason or "")

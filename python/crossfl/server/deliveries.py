@@ -45,7 +45,7 @@ def admit_evaluation(
     stated: EvaluationManifest | None = None
     try:
         stated = identified(path, EvaluationManifest, facility, state)
-        manifest.verify(path, EvaluationManifest)
+        manifest.check(path, stated)
         if stated.status == "complete":
             signature.check(path, stated.facility, signers)
         if (stated.round, stated.model) != (state.round, state.model):
@@ -59,7 +59,7 @@ def admit_evaluation(
 def identified(path: Path, kind: type[M], facility: str | None, state: ServerState) -> M:
     """What a directory states, made by the facility that was asked, in this federation.
 
-    Its files, and whether the manifest is intact, are not looked at (`storage.manifest.verify`).
+    Its files, and whether the manifest is intact, are not looked at (`storage.manifest.check`).
 
     Raises:
         CrossFLError: it is damaged, another facility's, or another federation's.

@@ -131,7 +131,7 @@ def aggregate(
     if described.digest != server.model:
         raise CrossFLError(f"{model} is not the model that {state} belongs to")
     weights = Tensors(list(ModelFolder.received(model, only=()).weights))
-    manifest.verify(model, ModelManifest, only=_copied(described, weights))
+    manifest.check(model, described, only=_copied(described, weights))
     held = server_state.held_updates(server, state)
     signers = server_state.signers(server, state)
     admitted, excluded = admission.admit(updates, server, weights, allowances, held, signers)

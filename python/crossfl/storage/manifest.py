@@ -54,6 +54,17 @@ def read(directory: Path, kind: type[M]) -> M:
 
 
 def verify(directory: Path, kind: type[M], only: Collection[str] | None = None) -> M:
+    """Read the manifest of a directory, and `check` the directory against it.
+
+    Raises:
+        CrossFLError: as `read` and `check`.
+    """
+    manifest = read(directory, kind)
+    check(directory, manifest, only)
+    return manifest
+
+
+def check(directory: Path, manifest: Manifest, only: Collection[str] | None = None) -> None:
     """Check that a directory holds exactly the files of its manifest, byte for byte.
 
     With `only`, the contents of the named files alone are read and checked.
@@ -61,7 +72,7 @@ def verify(directory: Path, kind: type[M], only: Collection[str] | None = None) 
     Raises:
         CrossFLError: a file is missing, unlisted, a link, or differs in size or digest.
     """
-    manifest, noun = read(directory, kind), kind_of(kind)
+    noun = kind_of(type(manifest))
     if not manifest.is_intact():
         raise CrossFLError(
             f"{directory / MANIFEST} is corrupt: its seal does not match its contents. Transfer "
@@ -86,7 +97,6 @@ def verify(directory: Path, kind: type[M], only: Collection[str] | None = None) 
                 f"{path} does not match its sha256: the {noun} changed on its way, transfer it "
                 "again"
             )
-    return manifest
 
 
 def _files(directory: Path, listed: Collection[str]) -> dict[str, int]:
