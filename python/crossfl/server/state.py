@@ -19,7 +19,7 @@ from crossfl.errors import CrossFLError
 from crossfl.protocol import decoding
 from crossfl.protocol.history import RoundEntry, decode_line, encode_line
 from crossfl.protocol.layout import HELD_UPDATES, HISTORY, SERVER_STATE, SIGNERS
-from crossfl.protocol.manifest import StateManifest
+from crossfl.protocol.manifest import FileEntry, StateManifest
 from crossfl.protocol.records import Aggregation
 from crossfl.protocol.state import ServerState, decode
 from crossfl.storage import manifest
@@ -122,17 +122,26 @@ def write_signers(aggregation: Aggregation, directory: Path) -> None:
 
 def _segments(directory: Path, described: StateManifest) -> Sequence[Path]:
     """The files of the history, each checked."""
-    names = sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
+    names = _history_names(described)
     for name in names:
-        if manifest.sha256(directory / name) != described.files[name].sha256:
-            raise CrossFLError(f"{directory / name} does not match its sha256: restore the state")
+        _check_segment(directory / name, described.files[name])
     return [directory / name for name in names]
+
+
+def _history_names(described: StateManifest) -> list[str]:
+    """The files of the history that a manifest lists, in the order of their rounds."""
+    return sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
+
+
+def _check_segment(path: Path, entry: FileEntry) -> None:
+    if manifest.sha256(path) != entry.sha256:
+        raise CrossFLError(f"{path} does not match its sha256: restore the state")
 
 
 def _continue(before: Path, directory: Path, entry: RoundEntry | None) -> dict[str, str]:
     """Take over the history, and add a round to it; the digests of the files that are unchanged."""
     described = manifest.read(before, StateManifest)
-    names = sorted(name for name in described.files if name.startswith(f"{HISTORY}/"))
+    names = _history_names(described)
     if SIGNERS in described.files:
         names.append(SIGNERS)
     unchanged = {}
@@ -145,11 +154,8 @@ def _continue(before: Path, directory: Path, entry: RoundEntry | None) -> dict[s
     if entry is not None and open_segment is not None:
         lines = b""
         if open_segment in described.files:
+            _check_segment(before / open_segment, described.files[open_segment])
             lines = (before / open_segment).read_bytes()
-            if manifest.sha256(before / open_segment) != described.files[open_segment].sha256:
-                raise CrossFLError(
-                    f"{before / open_segment} does not match its sha256: restore the state"
-                )
         (directory / open_segment).parent.mkdir(exist_ok=True)
         (directory / open_segment).write_bytes(lines + encode_line(entry))
     return unchanged

@@ -114,7 +114,7 @@ class ModelFolder:
             check_size(directory / name)
         _check_headers(directory, weights)
         if only is None or only:
-            described = manifest.verify(directory, ModelManifest, only=only)
+            manifest.check(directory, described, only)
         others = tuple(sorted(names & {CONFIG, *TOKENIZER}))
         return cls(directory, tuple(weights), others, LORA in names, described)
 
