@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 
-from crossfl.facility.place import MODELS
 from crossfl.facility.time_budget import StopSignal
 from crossfl.learning import datasets, lora
 from crossfl.learning.batching import batch_of
@@ -39,6 +38,7 @@ from crossfl.learning.models.loading import load, load_weights
 from crossfl.learning.telemetry import accounting
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Lora, Task, Training
+from crossfl.protocol.variables import MODELS
 from crossfl.steps.initialise import initialise
 from crossfl.storage import manifest
 from crossfl.storage.model_folder import ModelFolder

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState
 from crossfl.facility.savepoint import Savepoint
+from crossfl.protocol import variables
 from crossfl.protocol.layout import UPDATE
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
@@ -35,7 +35,7 @@ Asked = Callable[[int, int], Task]
 @pytest.fixture
 def asked(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Tasks of a federation, by round and the last round that counted."""
-    monkeypatch.setenv(place.STATE, str(tmp_path / "state"))
+    monkeypatch.setenv(variables.STATE, str(tmp_path / "state"))
 
     def make(round_: int, counted: int) -> Task:
         seen = 8 * counted

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import launcher, place
 from crossfl.facility.time_budget import Budget, StopSignal
+from crossfl.protocol import variables
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.server.planning.fixed import plan
@@ -26,23 +26,23 @@ from tests.support.paths import DATA, ROUND
 from tests.support.processes import flags
 
 MODEL = ROUND / "global_model"
-TORCHRUN = {launcher.LAUNCHER: f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"}
+TORCHRUN = {variables.LAUNCHER: f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"}
 PATIENCE = 300
 """Seconds: on a busy machine, importing torch takes a minute."""
 TRAINING = Training(batch_size=4, sequence_length=48, learning_rate=0.01, threads=1)
 
 
 def _start(
-    task: Task, training: Training, out: Path, *words: str, **variables: str
+    task: Task, training: Training, out: Path, *words: str, **more: str
 ) -> "subprocess.Popen[str]":
     """Begin to train in a process of its own, which reports to `out/progress`."""
     out.mkdir(exist_ok=True)
-    here = {place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")}
+    here = {variables.FACILITY: "leonardo", variables.DATA: str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", "train", "--global-model", str(MODEL)]
     return subprocess.Popen(
         [*command, *flags(task, training), *words, "--outdir", str(out)],
         cwd=out,
-        env={**os.environ, **here, "CROSSFL_PROGRESS": str(out / "progress"), **variables},
+        env={**os.environ, **here, "CROSSFL_PROGRESS": str(out / "progress"), **more},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -132,7 +132,7 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(
     """Killed outright again and again, at moments drawn at random, until it comes through."""
     task = task.replace(local_steps=120, schedule_steps=240, round=2, samples_seen=5)
     state = tmp_path / "state"
-    monkeypatch.setenv(place.STATE, str(state))
+    monkeypatch.setenv(variables.STATE, str(state))
     whole = TRAINING.replace(schedule="cosine", encoding="int8")
     saving = whole.replace(checkpoint_steps=7)
     train(MODEL, task, whole, tmp_path / "whole")

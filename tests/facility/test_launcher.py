@@ -11,6 +11,7 @@ import torch
 from crossfl.errors import CrossFLError
 from crossfl.facility import launcher as launching
 from crossfl.facility.time_budget import StopSignal
+from crossfl.protocol import variables
 from crossfl.protocol.records import Task
 from crossfl.storage.checkpoint import Tensors
 from tests.support.paths import DATA, ROUND
@@ -36,7 +37,7 @@ def _words(task: Task) -> list[str]:
 def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path) -> None:
     words = _words(task.replace(local_steps=5, schedule_steps=10))
     site = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
-    launchers = {"one": {}, "two": {launching.LAUNCHER: "torchrun --nproc-per-node=2"}}
+    launchers = {"one": {}, "two": {variables.LAUNCHER: "torchrun --nproc-per-node=2"}}
     deltas = []
     for name, launcher in launchers.items():
         out = tmp_path / name
@@ -54,7 +55,7 @@ def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path)
 def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> None:
     site = {"CROSSFL_FACILITY": "karolina", "CROSSFL_DATA": str(DATA / "leonardo")}
     command = [sys.executable, "-m", "crossfl", *_words(task)]
-    launcher = {launching.LAUNCHER: "torchrun --nproc-per-node=2"}
+    launcher = {variables.LAUNCHER: "torchrun --nproc-per-node=2"}
     result = run(*command, cwd=tmp_path, **site, **launcher)
     assert result.returncode == 4
     assert "this is karolina (CROSSFL_FACILITY), but the task is for leonardo" in result.stderr
@@ -62,7 +63,7 @@ def test_a_rank_that_fails_is_a_reason(task: Task, run: Run, tmp_path: Path) -> 
 
 
 def test_a_launcher_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(launching.LAUNCHER, "no-such-launcher -n 2")
+    monkeypatch.setenv(variables.LAUNCHER, "no-such-launcher -n 2")
     with pytest.raises(CrossFLError, match="no-such-launcher cannot be started"):
         launching.ranks(["train"], StopSignal())
 

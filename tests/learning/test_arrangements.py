@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer, set_seed
 
-from crossfl.facility import launcher, place
 from crossfl.facility.time_budget import StopSignal
 from crossfl.learning.batching import batch_of, pack
 from crossfl.learning.datasets import Encoded, encode, read
@@ -20,6 +19,7 @@ from crossfl.learning.evaluation import summed_loss
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.learning.training import KEPT, Trainer, TrainingResult
 from crossfl.observe.events import Progress
+from crossfl.protocol import variables
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
 from tests.support.paths import DATA, ROUND
@@ -96,13 +96,13 @@ def test_sharded_ranks_deliver_and_go_on(
         batch_size=4, sharding="fsdp", local_optimizer="keep", checkpoint_steps=2
     )
     model, places = ROUND / "global_model", {n: tmp_path / n for n in ("one", "two")}
-    monkeypatch.setenv(place.STATE, str(places["one"] / "state"))
+    monkeypatch.setenv(variables.STATE, str(places["one"] / "state"))
     for number, seen in ((1, 0), (2, 12)):
         asked = task.replace(round=number, samples_seen=seen, counted=number - 1, local_steps=3,
             schedule_steps=8,
         )  # fmt: skip
         train(model, asked, training, places["one"] / str(number))
-        there = {launcher.LAUNCHER: torchrun, place.STATE: str(places["two"] / "state")}
+        there = {variables.LAUNCHER: torchrun, variables.STATE: str(places["two"] / "state")}
         train_there(run, asked, training, places["two"] / str(number), **there)
     paths = ("1/update/delta.safetensors", "2/update/delta.safetensors")
     for path in (*paths, f"state/leonardo/optimizer-{task.data_seed}/{task.federation}-2/{KEPT}"):

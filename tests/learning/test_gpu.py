@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from crossfl.facility import place
+from crossfl.protocol import variables
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.storage import manifest
@@ -54,7 +54,7 @@ def test_rounds_on_a_gpu_go_on_and_say_what_they_cost(task: Task, run: Run, tmp_
                 local_steps=3, schedule_steps=8,
             )  # fmt: skip
             out = tmp_path / name / str(number)
-            state = {place.STATE: str(tmp_path / name / "state")}
+            state = {variables.STATE: str(tmp_path / name / "state")}
             train_there(run, asked, training, out, **where, **state)
         cost = manifest.verify(out / "update", UpdateManifest).metrics.training
         assert cost is not None

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.learning import datasets, lora
 from crossfl.learning.models.loading import load
+from crossfl.protocol import variables
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Lora, Training
 from crossfl.simulation.simulate import rounds, simulate
@@ -37,7 +37,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tiny").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (folder / "tiny" / name).write_bytes((BASE / name).read_bytes())
-    monkeypatch.setenv(place.MODELS, str(folder))
+    monkeypatch.setenv(variables.MODELS, str(folder))
     return folder
 
 

@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState
 from crossfl.learning.datasets import IGNORED, encode, order, read
 from crossfl.learning.optimizer import learning_rate
 from crossfl.learning.training import KEPT, ROUNDING
+from crossfl.protocol import variables
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
 from crossfl.server.planning.fixed import plan
 from crossfl.simulation.simulate import rounds
@@ -48,7 +48,7 @@ def _local_weights(job: Job, folder: Path) -> tuple[dict[str, torch.Tensor], Tas
     for state, _ in rounds(job, folder):
         tasks += plan(state, job.facilities, job.local_steps, job.training, "evaluate").tasks
     weights = load_file(folder / str(job.rounds) / "global_model" / "model.safetensors")
-    root = Path(os.environ[place.STATE], "leonardo")
+    root = Path(os.environ[variables.STATE], "leonardo")
     (kept,) = root.glob(f"optimizer-*/*-{job.rounds}/{KEPT}")
     saved = load_file(kept)
     return {name: w + saved[ROUNDING + name] for name, w in weights.items()}, tasks[-1]

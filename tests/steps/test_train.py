@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.facility.place import Disclosure
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Sample, Text, encode, read
 from crossfl.learning.evaluation import Validation, complete, summed_loss
 from crossfl.learning.models.loading import check_samples, load
 from crossfl.learning.optimizer import learning_rate
+from crossfl.protocol import variables
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.measurements import Metrics, TaskMetrics
 from crossfl.protocol.records import Task, Training
@@ -93,7 +93,7 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
     (tmp_path / "leonardo").mkdir()
     rows = [{"prompt": f"{canary} {i}", "completion": canary} for i in range(20)]
     (tmp_path / "leonardo" / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    os.environ[place.DATA] = str(tmp_path)
+    os.environ[variables.DATA] = str(tmp_path)
     task = task.replace(dataset="words.jsonl")
     _train(task, tmp_path / "out")
     evaluate(MODEL, task, TRAINING, ["it 3="], tmp_path / "out")
@@ -106,10 +106,10 @@ def test_nothing_of_the_data_is_in_the_update(task: Task, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({place.FACILITY: "karolina"}, "this is karolina .* but the task is for leonardo"),
-        ({place.FACILITY: ""}, "CROSSFL_FACILITY is not set"),
-        ({place.DATA: ""}, "CROSSFL_DATA is not set at leonardo"),
-        ({place.DATA: "/nowhere"}, "which is not a folder"),
+        ({variables.FACILITY: "karolina"}, "this is karolina .* but the task is for leonardo"),
+        ({variables.FACILITY: ""}, "CROSSFL_FACILITY is not set"),
+        ({variables.DATA: ""}, "CROSSFL_DATA is not set at leonardo"),
+        ({variables.DATA: "/nowhere"}, "which is not a folder"),
     ],
 )
 def test_it_trains_only_where_it_belongs(
@@ -124,7 +124,7 @@ def test_it_trains_only_where_it_belongs(
 
 
 def test_a_facility_sees_only_its_own_folder(task: Task, tmp_path: Path) -> None:
-    os.environ.update({place.FACILITY: "leonardo", place.DATA: str(DATA / "leonardo")})
+    os.environ.update({variables.FACILITY: "leonardo", variables.DATA: str(DATA / "leonardo")})
     assert _train(task, tmp_path).status == "complete"
 
 
@@ -237,7 +237,7 @@ def test_tasks_are_scored_by_their_metrics(task: Task, tmp_path: Path) -> None:
         path = tmp_path / "leonardo" / "d" / f"{split}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "leonardo" / "d" / "metrics.json").write_text('{"weights": "number"}')
-    os.environ[place.DATA] = str(tmp_path)
+    os.environ[variables.DATA] = str(tmp_path)
     metrics = evaluate(MODEL, task.replace(dataset="d"), TRAINING, [], tmp_path).metrics
     assert metrics is not None
     assert metrics.samples == 4

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import place
 from crossfl.facility.carryover import Residual
 from crossfl.learning.optimizer import pull_back
+from crossfl.protocol import variables
 from crossfl.protocol.records import Task
 from crossfl.storage import delta, encodings
 from crossfl.storage.checkpoint import Tensors
@@ -95,7 +95,7 @@ def _task(round_: int, counted: int) -> Task:
 def test_error_feedback_gives_back_what_was_lost(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(place.STATE, str(tmp_path / "state"))
+    monkeypatch.setenv(variables.STATE, str(tmp_path / "state"))
     truth, sent = torch.zeros(5000), torch.zeros(5000)
     save_file({"w": torch.zeros(5000)}, tmp_path / "model.safetensors")
     base = TensorFile(tmp_path / "model.safetensors")
@@ -129,7 +129,7 @@ def test_error_feedback_gives_back_what_was_lost(
 def test_a_new_federation_starts_without_residuals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(place.STATE, str(tmp_path))
+    monkeypatch.setenv(variables.STATE, str(tmp_path))
     save_file({"w": torch.zeros(3)}, tmp_path / "model.safetensors")
     base = TensorFile(tmp_path / "model.safetensors")
     with Residual(_task(1, 0)).after() as lost:
@@ -141,7 +141,7 @@ def test_a_new_federation_starts_without_residuals(
 def test_a_facility_without_a_folder_for_its_state_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(place.STATE, raising=False)
+    monkeypatch.delenv(variables.STATE, raising=False)
     with pytest.raises(CrossFLError, match="CROSSFL_STATE is not set at a"):
         Residual(_task(1, 0))
 

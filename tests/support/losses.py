@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from crossfl.facility import launcher
-from crossfl.facility.place import DATA
 from crossfl.facility.time_budget import StopSignal
 from crossfl.learning.training import Trainer
 from crossfl.observe.events import Progress
 from crossfl.protocol.records import Task, Training
+from crossfl.protocol.variables import DATA
 
 if __name__ == "__main__":
     task, training = Task.parse(json.loads(sys.argv[1])), Training.parse(json.loads(sys.argv[2]))

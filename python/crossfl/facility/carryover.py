@@ -15,6 +15,7 @@ from pathlib import Path
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
+from crossfl.protocol import variables
 from crossfl.protocol.records import Task
 from crossfl.storage.tensorfile import TensorFile
 
@@ -47,7 +48,7 @@ class CarriedState:
             if not path.name.startswith(self._mark):
                 raise CrossFLError(
                     f"{self.folder} is another federation's of the same seed: give each a seed of "
-                    f"its own, or its own {place.STATE}"
+                    f"its own, or its own {variables.STATE}"
                 )
 
     @property

@@ -21,10 +21,6 @@ from crossfl.errors import CrossFLError
 from crossfl.facility.time_budget import StopSignal
 from crossfl.protocol import variables
 
-LAUNCHER = "CROSSFL_LAUNCHER"
-LAUNCHED = "CROSSFL_LAUNCHED"
-"""Set for the ranks: they are not to launch again."""
-
 RANKS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate
     ("PALS_RANKID", "PALS_SIZE", "PALS_LOCAL_RANKID"),  # mpiexec of Cray
@@ -39,12 +35,12 @@ SCRIPTS = ("torchrun", "accelerate")
 
 def is_wanted() -> bool:
     """Whether this process is to launch ranks."""
-    return bool(os.environ.get(LAUNCHER)) and not is_rank()
+    return bool(os.environ.get(variables.LAUNCHER)) and not is_rank()
 
 
 def is_rank() -> bool:
     """Whether this process is one of the ranks."""
-    return LAUNCHED in os.environ
+    return variables.LAUNCHED in os.environ
 
 
 def is_follower() -> bool:
@@ -61,15 +57,17 @@ def ranks(arguments: Sequence[str], stop: StopSignal) -> None:
     Raises:
         CrossFLError: the launcher cannot be started, or a rank failed; it has said why.
     """
-    launcher = shlex.split(os.environ[LAUNCHER])
+    launcher = shlex.split(os.environ[variables.LAUNCHER])
     python = [] if Path(launcher[0]).name in SCRIPTS else [sys.executable]
     command = [*launcher, *python, "-m", "crossfl", *arguments]
     address = {"MASTER_ADDR": first_node(os.environ), "MASTER_PORT": str(free_port())}
-    environment = {**address, **os.environ, LAUNCHED: "1"}
+    environment = {**address, **os.environ, variables.LAUNCHED: "1"}
     try:
         process = subprocess.Popen(command, env=environment)
     except OSError as error:
-        raise CrossFLError(f"{LAUNCHER}: {launcher[0]} cannot be started: {error}") from None
+        raise CrossFLError(
+            f"{variables.LAUNCHER}: {launcher[0]} cannot be started: {error}"
+        ) from None
     number = signal.SIGUSR1 if python else signal.SIGTERM
     stop.passed_on = functools.partial(process.send_signal, number)
     if stop.received:
@@ -87,8 +85,8 @@ def join() -> None:
     known = [names for names in RANKS if all(name in os.environ for name in names)]
     if not known:
         raise CrossFLError(
-            f"{LAUNCHER} started this process, but no variable of a launcher says which rank it "
-            f"is: none of {', '.join(names[0] for names in RANKS)}"
+            f"{variables.LAUNCHER} started this process, but no variable of a launcher says which "
+            f"rank it is: none of {', '.join(names[0] for names in RANKS)}"
         )
     for name, own in zip(RANKS[0], known[0], strict=True):
         os.environ[name] = os.environ[own]

@@ -24,23 +24,6 @@ from crossfl.protocol.variables import (
 )
 from crossfl.storage.files import publish
 
-__all__ = [  # the names of variables, too
-    "ABSENT",
-    "ANY",
-    "DATA",
-    "FACILITY",
-    "MODELS",
-    "STATE",
-    "Disclosure",
-    "check_present",
-    "data_root",
-    "disclosure",
-    "model_root",
-    "publish_state",
-    "resolve",
-    "state_root",
-]
-
 ANY = "*"
 
 

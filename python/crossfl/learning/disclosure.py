@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from crossfl.facility.place import Disclosure
+from crossfl.protocol import variables
 
 T = TypeVar("T")
 DIGITS = 4
@@ -120,7 +121,7 @@ def withheld(disclosure: Disclosure) -> str:
     """Why no metric leaves."""
     return (
         f"metrics stay here: fewer than {disclosure.min_samples} samples "
-        f"(CROSSFL_MIN_VALIDATION_SAMPLES) or {disclosure.min_tokens} predicted tokens "
-        "(CROSSFL_MIN_VALIDATION_TOKENS) would be measured; add validation samples, or raise "
+        f"({variables.MIN_VALIDATION_SAMPLES}) or {disclosure.min_tokens} predicted tokens "
+        f"({variables.MIN_VALIDATION_TOKENS}) would be measured; add validation samples, or raise "
         "training.validation_samples and training.sequence_length"
     )

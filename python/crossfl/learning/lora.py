@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
+from crossfl.protocol import variables
 from crossfl.protocol.records import Lora
 from crossfl.storage import checkpoint
 from crossfl.storage.files import write_json
@@ -45,7 +46,7 @@ def base_of(directory: Path) -> Path:
         CrossFLError: it is not there, or it is another one.
     """
     lora = Lora.parse(json.loads((directory / FILE).read_text()))
-    folder = place.resolve(lora.base_model, place.model_root(), place.MODELS)
+    folder = place.resolve(lora.base_model, place.model_root(), variables.MODELS)
     if (actual := weights_digest(folder)) != lora.base_digest:
         raise CrossFLError(
             f"the base model {folder} has the digest {actual}, and the adapter is of "

@@ -27,6 +27,7 @@ from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.observe.events import Progress
+from crossfl.protocol import variables
 from crossfl.protocol.measurements import Metrics, TrainingMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.seeds import derive_seed
@@ -73,7 +74,7 @@ class Trainer:
             )
         self._task, self._training = task, training
         self._coding = encodings.of(training.encoding, training.topk_fraction)
-        remembers = self._coding.lossy or os.environ.get(place.STATE)
+        remembers = self._coding.lossy or os.environ.get(variables.STATE)
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
         self._carried = CarriedState(task, "optimizer") if keeps else None

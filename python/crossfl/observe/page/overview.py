@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from crossfl.protocol.history import FacilityEntry, RoundEntry
 from crossfl.protocol.measurements import PhaseSeconds
 
-PHASES = ("queue", "load", "evaluate", "train", "save")
+PHASES = PhaseSeconds.__struct_fields__
 """The phases of a facility's round, in the order they happen."""
 COUNTED = ("complete", "partial")
 """States of an update that entered the model."""

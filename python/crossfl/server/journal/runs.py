@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol import variables
 from crossfl.protocol.formats import size
 from crossfl.protocol.layout import JOURNAL, RUN, STATE
 from crossfl.server import state as server_state
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="for rm and unlock: which")
     parser.add_argument(
-        "--journal", type=Path, help="default: CROSSFL_JOURNAL, or all journals in .crossfl/"
+        "--journal", type=Path, help=f"default: {variables.JOURNAL}, or all journals in .crossfl/"
     )
 
 

@@ -16,6 +16,7 @@ from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 
 from crossfl.engine.connectors.ssh import HostKeyError, SSHConnector
+from crossfl.protocol import variables
 from crossfl.sites.check import probe
 from crossfl.sites.check.answers import (
     SEE,
@@ -39,7 +40,10 @@ SLOW = 1.0
 """MiB/s below which a warning is due."""
 # Whatever else the job script does, at its end it prints the variables of its facility.
 TELL = f"""\
-tell() {{ echo "{probe.MARK}-facility $CROSSFL_FACILITY"; echo "{probe.MARK}-data $CROSSFL_DATA"; }}
+tell() {{
+    echo "{probe.MARK}-facility ${variables.FACILITY}"
+    echo "{probe.MARK}-data ${variables.DATA}"
+}}
 trap tell EXIT
 """
 Check = Callable[[], Awaitable[Finding]]
@@ -205,14 +209,14 @@ class Visit:
         name = variable_of(answer, "facility")
         if self.site.datasets and name not in (self.site.name, "*"):
             remedy = f"bind again: the job script of {self.site.name} has to set it"
-            problem = f"CROSSFL_FACILITY is {name or 'not set'}"
+            problem = f"{variables.FACILITY} is {name or 'not set'}"
             self.note("facility", Finding("fail", problem, remedy))
         return variable_of(answer, "data")
 
     async def _dataset(self, name: str, root: str) -> Finding:
         remedy = f"{self.site.setting('data')}, or put it there"
         if not root:
-            return Finding("fail", "CROSSFL_DATA is not set there", remedy)
+            return Finding("fail", f"{variables.DATA} is not set there", remedy)
         path = shlex.quote(f"{root}/{name}")
         script = f"[ -r {path} ] || exit 3; timeout 20 du -sLk {path} || echo slow"
         answer, status = await self.ask(script)
