@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from crossfl.errors import CrossFLError
+from crossfl.storage.json_limits import MOST_VALUES, count_values, unique
 
 ADAPTER_CONFIG = "adapter_config.json"
 LORA = "lora.json"
@@ -26,8 +27,6 @@ LARGEST_JSON = 1 << 24
 """Bytes of a JSON file that is parsed; an index of a hundred thousand tensors has less."""
 LARGEST_FILE = 1 << 27
 """Bytes of any file that is no weight file; the largest tokenizers have a quarter of it."""
-MOST_VALUES = 500_000
-"""Values in a JSON file that is parsed: each costs some hundred bytes of memory."""
 MOST_DATA_VALUES = 8_000_000
 """Values in a JSON file that is data, as vocabularies are."""
 
@@ -124,7 +123,7 @@ def read_json(path: Path) -> Any:
         raise CrossFLError(f"{path.parent} has no {path.name}: it is incomplete, send it again")
     check_size(path, LARGEST_JSON, MOST_VALUES)
     try:
-        return json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
+        return json.loads(path.read_bytes().decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CrossFLError(f"{path} is not a valid JSON document: {error}") from None
 
@@ -140,16 +139,9 @@ def check_size(path: Path, largest: int = LARGEST_FILE, values: int = MOST_DATA_
     count = 0
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
-            count += sum(piece.count(mark) for mark in (b",", b"[", b"{"))
+            count += count_values(piece)
     if path.suffix == ".json" and count > values:
         raise CrossFLError(f"{path} has {count} values: {values} at most")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key is there twice")
-    return mapping
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
+from crossfl.storage.json_limits import MOST_VALUES, count_values, unique
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -37,8 +38,6 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 1 << 24
 """Bytes of the header of a file."""
-MOST_VALUES = 500_000
-"""Values of a header, each of which costs some hundred bytes of memory; a tensor has about 8."""
 LARGEST_RANK = 64
 """Dimensions of a tensor."""
 ALIGNMENT = 64
@@ -237,9 +236,9 @@ def _layout(header: bytes, size: int) -> Layout:
 
 
 def _parse(header: bytes, size: int) -> Layout:
-    if sum(header.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+    if count_values(header) > MOST_VALUES:
         raise ValueError(f"its header has more than {MOST_VALUES} values")
-    document = json.loads(header.decode(), object_pairs_hook=_unique)
+    document = json.loads(header.decode(), object_pairs_hook=unique)
     if not isinstance(document, dict):
         raise ValueError("the header is not a JSON object")
     metadata = document.pop("__metadata__", {})
@@ -276,10 +275,3 @@ def _entry(name: str, fields: Any, base: int) -> Entry:
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name!r} has {end - begin} bytes, which its shape and dtype do not fill")
     return Entry(dtype, shape, base + begin, base + end)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key is there twice")
-    return mapping
