@@ -4,8 +4,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from crossfl.observe.page.formats import number
 from crossfl.protocol.events import Event
+from crossfl.protocol.formats import number
 from crossfl.protocol.text import printable
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from crossfl.observe.page.formats import number, text
+from crossfl.protocol.formats import number, text
 from crossfl.protocol.manifest import EvaluationManifest
 from crossfl.protocol.state import ServerState
 

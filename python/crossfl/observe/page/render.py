@@ -13,9 +13,10 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from crossfl import __version__
-from crossfl.observe.page import formats, plots
+from crossfl.observe.page import plots
 from crossfl.observe.page.evaluations import Evaluations, completions, final_losses, mean_loss
 from crossfl.observe.page.overview import Overview
+from crossfl.protocol import formats
 from crossfl.protocol.history import RoundEntry
 from crossfl.protocol.measurements import TaskMetrics
 from crossfl.protocol.state import ServerState

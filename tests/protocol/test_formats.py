@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossfl.observe.page.formats import count, duration, moment, number, passage, size, text
+from crossfl.protocol.formats import count, duration, moment, number, passage, size, text
 
 ANY_NUMBER = st.one_of(
     st.none(),
