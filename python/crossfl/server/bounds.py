@@ -89,12 +89,12 @@ def check_claims(
 
 def weight(stated: UpdateManifest, aggregation: Aggregation) -> int:
     """What a facility's share is proportional to."""
-    weights = {
-        "tokens": stated.tokens,
-        "samples": stated.samples,
-        "steps": stated.steps,
-        "equal": 1,
-    }
+    return weight_of(aggregation, stated.tokens, stated.samples, stated.steps)
+
+
+def weight_of(aggregation: Aggregation, tokens: int, samples: int, steps: int) -> int:
+    """What of so much training a share is proportional to, by the record's weighting."""
+    weights = {"tokens": tokens, "samples": samples, "steps": steps, "equal": 1}
     return weights[aggregation.weighting]
 
 

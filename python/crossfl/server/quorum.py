@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from crossfl.errors import CrossFLError
 from crossfl.protocol.state import ServerState
 from crossfl.server.admission import Update
+from crossfl.server.bounds import weight_of
 from crossfl.server.deliveries import Exclusion
 
 
@@ -72,10 +73,5 @@ def _last_weight(state: ServerState, facility: str) -> int | None:
     ledger = state.ledger_of(facility)
     if not ledger.counted:
         return None
-    weights = {
-        "tokens": ledger.last_tokens,
-        "samples": ledger.last_samples,
-        "steps": ledger.last_steps,
-        "equal": 1,
-    }
-    return weights[state.aggregation.weighting]
+    last = (ledger.last_tokens, ledger.last_samples, ledger.last_steps)
+    return weight_of(state.aggregation, *last)
