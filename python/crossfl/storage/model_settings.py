@@ -174,8 +174,8 @@ def _check_config(path: Path) -> None:
                 )
         if key in ("dtype", "torch_dtype") and isinstance(value, str) and value not in DTYPES:
             raise CrossFLError(f"{path}: {key} is {value!a:.80}: use one of {', '.join(DTYPES)}")
-    if str(document.get("model_type", "")).startswith("timm"):
-        raise CrossFLError(f"{path}: models of timm are not supported: use one of transformers")
+        if key == "model_type" and isinstance(value, str) and value.startswith("timm"):
+            raise CrossFLError(f"{path}: models of timm are not supported: use one of transformers")
 
 
 def _check_tokenizer(path: Path) -> None:
@@ -200,8 +200,9 @@ def _check_added_tokens(path: Path) -> None:
 def _check_adapter(path: Path) -> None:
     """Check that `adapter_config.json` is of a plain LoRA adapter, as `crossfl.adapter` makes."""
     document = _settings(path)
+    texts = {key for key, value in document.items() if isinstance(value, str)}
     for key in ("peft_type", "task_type"):
-        if not isinstance(document.get(key), str):
+        if key not in texts:
             raise CrossFLError(f"{path} has no {key}: it is not an adapter made by crossfl")
     for key, value in document.items():
         if value and isinstance(value, dict | list) and key != "target_modules":

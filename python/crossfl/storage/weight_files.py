@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
+
 from crossfl.errors import CrossFLError
 from crossfl.protocol.manifest import FileEntry, digest
+from crossfl.protocol.model import WeightIndex
 from crossfl.storage.manifest import sha256
 from crossfl.storage.model_settings import LORA, read_json
 
@@ -54,8 +57,7 @@ def weight_map(path: Path) -> dict[str, str]:
     Raises:
         CrossFLError: it is no index.
     """
-    document = read_json(path)
-    index = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise CrossFLError(f"{path} is not a safetensors index")
-    return index
+    try:
+        return msgspec.convert(read_json(path), WeightIndex).weight_map
+    except msgspec.ValidationError:
+        raise CrossFLError(f"{path} is not a safetensors index") from None

@@ -50,8 +50,8 @@ def variable_of(output: str, name: str) -> str:
 def compare_versions(observation: Observation) -> Finding:
     """What is installed at a facility against what is installed here: crossfl has to be equal."""
     ours = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
-    versions = {name: observation.packages.get(name) for name in PACKAGES}
-    theirs = {name: (version or "none").partition("+")[0] for name, version in versions.items()}
+    versions = dict.fromkeys(PACKAGES) | observation.packages
+    theirs = {name: (versions[name] or "none").partition("+")[0] for name in PACKAGES}
     result = f"python {observation.python}, " + ", ".join(f"{k} {v}" for k, v in theirs.items())
     others = [name for name in PACKAGES if theirs[name] != ours[name]]
     if not others:

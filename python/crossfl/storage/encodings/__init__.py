@@ -13,8 +13,10 @@ https://arxiv.org/abs/1901.09847).
 
 from collections.abc import Mapping
 
+import msgspec
 import torch
 
+from crossfl.protocol.model import EncodingMetadata
 from crossfl.storage.encodings.cells import CELL, Encoding
 from crossfl.storage.encodings.integer import BLOCK, Quantised
 from crossfl.storage.encodings.plain import Plain
@@ -56,10 +58,13 @@ def of_metadata(metadata: Mapping[str, str]) -> Encoding:
     Raises:
         ValueError: there is no such encoding.
     """
-    name = metadata.get("encoding", "fp32")
-    if name != "topk" and name not in ENCODINGS:
-        raise ValueError(f"there is no encoding {name!r}")
     try:
-        return of(name, float(metadata.get("topk_fraction", "nan")))
+        stated = msgspec.convert(metadata, EncodingMetadata, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"encoding: {error}") from None
+    if stated.encoding != "topk" and stated.encoding not in ENCODINGS:
+        raise ValueError(f"there is no encoding {stated.encoding!r}")
+    try:
+        return of(stated.encoding, stated.topk_fraction)
     except ValueError as error:
-        raise ValueError(f"encoding {name!r}: {error}") from None
+        raise ValueError(f"encoding {stated.encoding!r}: {error}") from None
