@@ -1,13 +1,18 @@
 #!/usr/bin/python3
-"""An EMULATION of OpenPBS's `qsub`, `qstat` and `qdel`, in front of a Slurm cluster.
+"""An EMULATION of OpenPBS's commands for users, in front of a Slurm cluster.
 
 It is not OpenPBS, and proves nothing about OpenPBS beyond what is written here: the options, the
 output and the exit statuses of version 23.06.06, as far as a workflow engine uses them, so that the
-same tests can run here and against a real server. Called by the name of the command it stands for.
+same tests can run here and against a real server. Called by the name of the command it stands for:
+`qsub`, `qstat`, `qdel`, `qhold`, `qrls` or `qrerun`.
 
-With a file ``~/.pbs/first-only`` `qstat` prints only the first of the jobs it is asked for, as some
-later versions do; with ``~/.pbs/no-history`` `qstat -Bf` denies job history, which is as long as
-Slurm's memory of finished jobs (five minutes here).
+Files in ``~/.pbs`` change what it does:
+
+* ``away``: no server answers. ``full``: `qsub` is told that the user has too many jobs.
+* ``exiting``: jobs that run are shown in state E, and cannot be deleted.
+* ``first-only``: `qstat` prints only the first of the jobs it is asked for, as some versions do.
+* ``no-history``: `qstat -Bf` denies job history, which is as long as Slurm's memory of finished
+  jobs (five minutes here).
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +37,11 @@ ACCOUNTS = {"crossfl"}
 SPOOL = Path.home() / ".pbs"
 STATES = {"PENDING": "Q", "CONFIGURING": "Q", "RUNNING": "R", "SUSPENDED": "S", "COMPLETING": "E"}
 SIGNAL_BASE = 256
+HELD, WAITING, EXITING, DELETED, FINISHED, FAILED = 20, 30, 50, 91, 92, 93
+"""Substates."""
+RESOURCES = {"walltime", "select", "place", "mem", "ncpus", "filesystems"}
+LINE = 79
+"""Characters of a line of `qstat -f`, where the value goes on in the next one."""
 KILLED_FOR_MEMORY = -27
 KILLED_FOR_WALLTIME = -29
 BY_TERM = 15
@@ -39,6 +50,10 @@ BY_TERM = 15
 def fail(status: int, message: str) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def flag(name: str) -> bool:
+    return (SPOOL / name).exists()
 
 
 def slurm(*words: str, stdin: str = "") -> str:
@@ -59,7 +74,11 @@ def resources(requests: list[str]) -> dict[str, str]:
     for request in requests:
         for item in filter(None, request.split(",")):
             name, _, value = item.partition("=")
+            if name not in RESOURCES:
+                fail(187, f"qsub: Unknown resource: Resource_List.{name}")
             flat[name] = value
+    if not re.fullmatch(r"(\d+:)*\d+", flat.get("walltime", "0")):
+        fail(166, "qsub: Illegal attribute or resource value for Resource_List.walltime")
     return flat
 
 
@@ -92,6 +111,8 @@ def qsub(words: list[str]) -> None:
         elif line and not line.startswith("#"):
             break
     queue = options.q or "workq"
+    if flag("full"):
+        fail(38, f"qsub: would exceed queue {queue}'s per-user limit of jobs in 'Q' state")
     if queue not in QUEUES:
         fail(170, "qsub: Unknown queue")
     if options.A and options.A not in ACCOUNTS:
@@ -113,9 +134,13 @@ def qsub(words: list[str]) -> None:
         key, given, value = item.partition("=")
         variables[key] = value if given else os.environ.get(key, "")
     slurm_words = ["sbatch", "--parsable", f"--partition={QUEUES[queue]}", f"--job-name={name}"]
-    slurm_words += [f"--chdir={home}", f"--output={SPOOL}/%j.slurm", "--no-requeue"]
+    slurm_words += [f"--chdir={home}", f"--output={SPOOL}/%j.slurm"]
+    slurm_words.append("--no-requeue" if options.r == "n" else "--requeue")
     slurm_words += ["--export=ALL" if options.V else "--export=PATH,SLURM_CONF"]
     slurm_words += ["--hold"] if options.h else []
+    if options.a:  # [[CC]YY]MMDDhhmm
+        begin = datetime.strptime(options.a[-8:], "%m%d%H%M").replace(year=datetime.now().year)
+        slurm_words.append(f"--begin={begin.isoformat()}")
     if walltime := wanted.get("walltime"):
         slurm_words.append(f"--time={walltime}")
     chunk = wanted.get("select", "1").split("+")[0].split(":")
@@ -156,11 +181,12 @@ exec {shell} {shlex.quote(str(SPOOL))}/$number.sh
     record = {
         "Job_Name": name,
         "queue": queue,
-        "Account_Name": options.A,
+        **({"Account_Name": options.A} if options.A else {}),
         "Output_Path": f"{host}:{plain(stream(options.o, 'o'), number)}",
         "Error_Path": f"{host}:{plain(stream(options.e, 'e'), number)}",
         "Join_Path": options.j or "n",
         "Resource_List": wanted,
+        "Variable_List": variables,
     }
     (SPOOL / f"{number}.json").write_text(json.dumps(record))
     print(f"{number}.{SERVER}")
@@ -180,42 +206,67 @@ def clock(text: str) -> str:
     return f"{int(days or 0) * 24 + int(hours):02}:{minutes}:{seconds}"
 
 
+def date(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%a %b %d %H:%M:%S %Y")
+
+
 def job_record(job_id: str) -> dict[str, Any]:
     """One job in OpenPBS's words; LookupError where there is no such job."""
     number = job_id.partition(".")[0]
     facts = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", slurm("scontrol", "show", "job", "-o", number)))
     own = json.loads((SPOOL / f"{number}.json").read_text())
+    state = STATES.get(facts["JobState"], "F")
+    comment = f"{LABEL}; Slurm says {facts['JobState']}, {facts['Reason']}"
     record: dict[str, Any] = {
-        **own,
+        "Job_Name": own.pop("Job_Name"),
         "Job_Owner": f"{facts['UserId'].partition('(')[0]}@{socket.gethostname()}",
+        "job_state": state,
         "server": SERVER,
-        "job_state": STATES.get(facts["JobState"], "F"),
+        "ctime": date(facts["SubmitTime"]),
+        "qtime": date(facts["SubmitTime"]),
+        **own,
         "Resource_List": {"walltime": clock(facts["TimeLimit"]), **own["Resource_List"]},
-        "qtime": facts["SubmitTime"],
-        "comment": f"{LABEL}; Slurm says {facts['JobState']}, {facts['Reason']}",
     }
-    if facts["StartTime"] not in ("Unknown", "None"):
-        record["stime"] = facts["StartTime"]
+    if facts["StartTime"] not in ("Unknown", "None") and state != "Q":
+        record["stime"] = date(facts["StartTime"])
         record["resources_used"] = {"walltime": clock(facts["RunTime"])}
-    if record["job_state"] == "F":
-        record["substate"] = 92
-        code, number_of_signal = map(int, facts["ExitCode"].split(":"))
-        match facts["JobState"]:
-            case "TIMEOUT":
-                record["Exit_status"] = KILLED_FOR_WALLTIME
-            case "OUT_OF_MEMORY":
-                record["Exit_status"] = KILLED_FOR_MEMORY
-            case "CANCELLED":
-                record["substate"] = 91
-                if "stime" in record and facts["RunTime"] != "00:00:00":
-                    record["Exit_status"] = SIGNAL_BASE + (number_of_signal or BY_TERM)
-            case _ if number_of_signal and killed_for_memory(number):
-                record["Exit_status"] = KILLED_FOR_MEMORY
-            case _ if number_of_signal:
-                record["Exit_status"] = SIGNAL_BASE + number_of_signal
-            case _:
-                record["Exit_status"] = code
-    return record
+    if state == "Q" and facts["Reason"].startswith("JobHeld"):
+        record |= {"job_state": "H", "substate": HELD, "Hold_Types": "u"}
+    elif state == "Q" and facts["Reason"] == "BeginTime":
+        record |= {
+            "job_state": "W",
+            "substate": WAITING,
+            "Execution_Time": date(facts["StartTime"]),
+        }
+    elif state == "E" or (state == "R" and flag("exiting")):
+        record |= {"job_state": "E", "substate": EXITING}
+    elif state == "F":
+        status = exit_status(facts, number, started="stime" in record)
+        record["substate"] = FAILED if status else FINISHED
+        if facts["JobState"] == "CANCELLED":
+            record["substate"] = DELETED
+        if status is not None:
+            record["Exit_status"] = status
+    return record | {"comment": comment}
+
+
+def exit_status(facts: dict[str, str], number: str, *, started: bool) -> int | None:
+    """How the job ended, by PBS's numbers; None for one that never ran."""
+    code, killed_by = map(int, facts["ExitCode"].split(":"))
+    match facts["JobState"]:
+        case "TIMEOUT":
+            return KILLED_FOR_WALLTIME
+        case "OUT_OF_MEMORY":
+            return KILLED_FOR_MEMORY
+        case "CANCELLED":
+            ran = started and facts["RunTime"] != "00:00:00"
+            return SIGNAL_BASE + (killed_by or BY_TERM) if ran else None
+        case _ if killed_by and killed_for_memory(number):
+            return KILLED_FOR_MEMORY
+        case _ if killed_by:
+            return SIGNAL_BASE + killed_by
+        case _:
+            return code
 
 
 def killed_for_memory(number: str) -> bool:
@@ -226,7 +277,7 @@ def killed_for_memory(number: str) -> bool:
 def describe(queues: list[str] | None) -> None:
     """The server, or queues, in full: `qstat -Bf` and `qstat -Qf`."""
     if queues is None:
-        kept = not (SPOOL / "no-history").exists()
+        kept = not flag("no-history")
         print(f"Server: {SERVER}\n    server_state = Active\n    job_history_enable = {kept}")
         print(f"    job_history_duration = 00:05:00\n    pbs_version = 23.06.06 ({LABEL})")
         return
@@ -269,17 +320,19 @@ def qstat(words: list[str]) -> None:
                 status = 35
             continue
         jobs[job_id] = record
-        if options.jobs and (SPOOL / "first-only").exists():
+        if options.jobs and flag("first-only"):
             break
     if options.F == "json":
-        if jobs or not options.jobs:
-            document = {
-                "timestamp": int(time.time()),
-                "pbs_version": f"23.06.06 ({LABEL})",
-                "pbs_server": SERVER,
-                "Jobs": jobs,
-            }
-            print(json.dumps(document, indent=4))
+        head = {
+            "timestamp": int(time.time()),
+            "pbs_version": f"23.06.06 ({LABEL})",
+            "pbs_server": SERVER,
+        }
+        # Where it knows none of the jobs, the document has no `Jobs`.
+        print_json(head | ({"Jobs": jobs} if jobs or not options.jobs else {}))
+    elif options.f:
+        for job_id, record in jobs.items():
+            print_text(job_id, record)
     elif jobs:
         print(f"{LABEL}\nJob id                       Name             User             S Queue")
         for job_id, record in jobs.items():
@@ -289,6 +342,54 @@ def qstat(words: list[str]) -> None:
                 f"{record['queue']}"
             )
     sys.exit(status)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """JSON as the client of 23.06.06 writes it.
+
+    What looks like a number to C is one, and `'`, which needs no escape, gets one.
+    """
+    raw: dict[str, str] = {}
+    for record in document.get("Jobs", {}).values():
+        variables = {}
+        for name, value in record["Variable_List"].items():
+            mark = f"raw-{len(raw)}-raw"
+            if re.fullmatch(r"[+-]?(nan|inf|infinity|\d+\.?\d*(e[+-]?\d+)?)", value, re.IGNORECASE):
+                raw[f'"{mark}"'] = value
+                variables[name] = mark
+            else:
+                raw[mark] = json.dumps(value, ensure_ascii=False)[1:-1].replace("'", "\\'")
+                variables[name] = mark
+        record["Variable_List"] = variables
+    text = json.dumps(document, indent=4, ensure_ascii=False)
+    for mark, value in raw.items():
+        text = text.replace(mark, value)
+    sys.stdout.buffer.write(os.fsencode(text + "\n"))
+
+
+def print_text(job_id: str, record: dict[str, Any]) -> None:
+    """`qstat -f`: one attribute after the other; long values are broken, after commas at best."""
+    print(f"Job Id: {job_id}")
+    for name, value in record.items():
+        if name == "Variable_List":
+            value = ",".join(f"{k}={v}" for k, v in value.items())
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        for resource, text in items:
+            label = f"    {name}.{resource} = " if resource else f"    {name} = "
+            line = label
+            for n, part in enumerate(str(text).split(",")):
+                word = ("," if n else "") + part
+                if len(line) + len(word) >= LINE and n:
+                    print(line + ",")
+                    line, word = "\t", part
+                while len(line) + len(word) > LINE:
+                    room = LINE - len(line)
+                    print(line + word[:room])
+                    line, word = "\t", word[room:]
+                line += word
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(line + "\n"))
+    print(flush=True)
 
 
 # --- qdel ----------------------------------------------------------------------------------------
@@ -302,9 +403,14 @@ def qdel(words: list[str]) -> None:
     status = 0
     for job_id in parser.parse_args(words).jobs:
         try:
-            if job_record(job_id)["job_state"] == "F":
+            state = job_record(job_id)["job_state"]
+            if state == "F":
                 print(f"qdel: Job has finished {job_id}", file=sys.stderr)
                 status = 35
+                continue
+            if state == "E":
+                print(f"qdel: Request invalid for state of job {job_id}", file=sys.stderr)
+                status = 168
                 continue
             slurm("scancel", job_id.partition(".")[0])
         except (LookupError, FileNotFoundError):
@@ -313,12 +419,40 @@ def qdel(words: list[str]) -> None:
     sys.exit(status)
 
 
+# --- qhold, qrls, qrerun -------------------------------------------------------------------------
+
+
+def change(command: str, verb: str, words: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=command, allow_abbrev=False, add_help=False)
+    parser.add_argument("-h")
+    parser.add_argument("-W")
+    parser.add_argument("jobs", nargs="+")
+    status = 0
+    for job_id in parser.parse_args(words).jobs:
+        try:
+            job_record(job_id)
+            slurm("scontrol", verb, number := job_id.partition(".")[0])
+            if verb == "requeue":  # Slurm would have it wait for two minutes
+                slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+        except (LookupError, FileNotFoundError) as error:
+            print(f"{command}: Request invalid for state of job {job_id}: {error}", file=sys.stderr)
+            status = 168
+    sys.exit(status)
+
+
 def main() -> None:
-    verb = Path(sys.argv[0]).name
-    if sys.argv[1:] == ["--version"]:
+    verb, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if words == ["--version"]:
         print(f"pbs_version = 23.06.06 ({LABEL})")
         return
-    {"qsub": qsub, "qstat": qstat, "qdel": qdel}[verb](sys.argv[1:])
+    if flag("away"):
+        fail(162, f"{verb}: cannot connect to server {SERVER} (errno=15010)")
+    match verb:
+        case "qhold" | "qrls" | "qrerun":
+            names = {"qhold": "hold", "qrls": "release", "qrerun": "requeue"}
+            change(verb, names[verb], words)
+        case _:
+            {"qsub": qsub, "qstat": qstat, "qdel": qdel}[verb](words)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 ``alpha`` and ``beta`` are two separate Slurm clusters, each with its own munge key, configuration,
 ports, spool folders, login node (sshd) and ordinary user. ``gamma`` is a third login node, with a
-user of its own, whose ``qsub``, ``qstat`` and ``qdel`` are an *emulation* of OpenPBS in front of
+user of its own, whose ``qsub``, ``qstat`` and the like are an *emulation* of OpenPBS in front of
 beta's cluster (OpenPBS is in no package registry). Everything lies under one state directory,
 every daemon is stopped by its own process id, and nothing listens beyond 127.0.0.1.
 
@@ -302,7 +302,7 @@ def start_login(testbed: Testbed, site: Site) -> None:
     path = f"{home}/bin:/usr/local/bin:/usr/bin:/bin"
     if site.scheduler == "pbs":
         emulation = folder(testbed.state / site.name / "pbs-emulation")
-        for name in ("qsub", "qstat", "qdel"):
+        for name in ("qsub", "qstat", "qdel", "qhold", "qrls", "qrerun"):
             (emulation / name).unlink(missing_ok=True)
             shutil.copy(HERE / "pbs.py", emulation / name)
             (emulation / name).chmod(0o755)

@@ -2,7 +2,12 @@
 
 import pytest
 
-from crossfl.engine.recovery.policy import MAX_REASON, FacilityJob, RecoveryPolicy
+from crossfl.engine.recovery.policy import (
+    MAX_REASON,
+    FacilityJob,
+    HopelessError,
+    RecoveryPolicy,
+)
 
 JOB = FacilityJob(name="/federate/train/0.1.0", facility="leonardo", attempts=3)
 NEXT = FacilityJob(name="/federate/train/0.2.0", facility="leonardo", attempts=3)
@@ -88,3 +93,12 @@ def test_a_queue_timeout_is_that_of_the_task() -> None:
     policy.note_task(FacilityJob(name="a", facility="leonardo", queue_timeout=60))
     policy.note_task(FacilityJob(name="b", facility="leonardo"))
     assert [policy.queue_timeout(name) for name in ("a", "b", "unheard of")] == [60, None, None]
+
+
+def test_a_refusal_leaves_no_second_attempt() -> None:
+    policy, job = RecoveryPolicy(), FacilityJob(name="a", facility="leonardo", attempts=3)
+    policy.fail(job, OSError("away"))
+    assert not policy.is_exhausted(job)
+    policy.fail(job, HopelessError("Unknown queue"))
+    assert policy.is_exhausted(job)
+    assert policy.declare_absent(job) == "Unknown queue (attempt 2)"

@@ -140,5 +140,5 @@ def test_savepoints_of_rounds_that_ended_otherwise_go(asked: Asked) -> None:
 
     for number in (1, 2, 4):
         savepoint(number).write({"model": {"x": torch.ones(1)}}, Counts(7))
-    savepoint(2).remove()
+    savepoint(2).remove(own=True)
     assert [savepoint(n).read() is not None for n in (1, 2, 4)] == [False, False, True]

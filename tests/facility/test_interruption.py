@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from crossfl import cli
 from crossfl.errors import CrossFLError
 from crossfl.facility.time_budget import Budget, StopSignal
 from crossfl.protocol import variables
@@ -183,3 +184,46 @@ def test_a_savepoint_of_other_options_is_left_alone(
     (path,) = savepoint._folder.glob("1/counts.json")
     path.write_text("{")
     assert savepoint.read() is None
+
+
+@pytest.mark.slow
+def test_a_job_that_is_run_again_goes_on(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`qrerun` tells a job to end, which delivers a part, and runs it again in the same folder."""
+    monkeypatch.setenv(variables.FACILITY, "leonardo")
+    monkeypatch.setenv(variables.DATA, str(DATA / "leonardo"))
+    monkeypatch.setenv(variables.STATE, str(tmp_path / "state"))
+    task = task.replace(local_steps=9, schedule_steps=18)
+    train(MODEL, task, TRAINING, tmp_path / "whole")
+    saving, out = TRAINING.replace(checkpoint_steps=2), tmp_path / "out"
+    out.mkdir()
+    model = ["--global-model", str(MODEL), "--outdir", str(out)]
+    words = ["train", *model, *flags(task, saving)]
+    steps = iter([None] * 5 + ["SIGTERM was received"])
+    with monkeypatch.context() as early:
+        early.setattr(Budget, "spent", lambda _: next(steps))
+        assert cli.main(words) == 0
+    assert manifest.verify(out / "update", UpdateManifest).steps == 5
+    (out / "cwl.output.json").unlink()
+    progress = tmp_path / "progress"
+    monkeypatch.setenv(variables.PROGRESS, str(progress))
+    assert cli.main(words) == 0
+    events = [json.loads(line) for line in progress.read_text().splitlines()]
+    assert min(e["step"] for e in events if e["phase"] == "train") == 5, "from the savepoint on"
+    again = manifest.verify(out / "update", UpdateManifest)
+    assert again.digest == manifest.verify(tmp_path / "whole" / "update", UpdateManifest).digest
+    assert (again.status, again.steps) == ("complete", 9)
+    assert not list((tmp_path / "state").glob("leonardo/savepoint-*/1"))
+
+    (out / "cwl.output.json").unlink()
+    progress.unlink()
+    assert cli.main(words) == 0, "all was delivered before it was run again"
+    assert not progress.exists() and (out / "cwl.output.json").exists()
+    (out / "cwl.output.json").unlink()
+    capsys.readouterr()
+    another = ["train", *model, *flags(task.replace(round=2), saving)]
+    assert cli.main(another) == cli.BAD_INPUT
+    assert "exists already: remove it" in capsys.readouterr().err
+    assert manifest.verify(out / "update", UpdateManifest) == again
+    assert not (out / "cwl.output.json").exists()

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from crossfl import cli
-from crossfl.sites.check.probe import MARK, PACKAGES
+from crossfl.sites.check.probe import MARK, PACKAGES, launch
 from crossfl.sites.check.table import LONGEST
 from tests.support.paths import CWL, ROOT
 
@@ -308,6 +308,36 @@ def test_a_long_answer_is_cut(
     fake_python(tmp_path, monkeypatch, "head -c 100000 /dev/zero | tr '\\0' x; exit 1")
     _, output = check(engines_own, "--format=json", "--facility=karolina", "--room=0.001")
     assert rows(output)["karolina", "environment"]["result"] == "x" * (LONGEST - 1) + "…"
+
+
+START = 'for i in 0 1; do PMI_RANK={rank} PMI_SIZE={size} MPI_LOCALRANKID=$i "$@" || exit 1; done'
+LAUNCHERS = {
+    "two ranks": (START.format(rank="$i", size=2), 2, None),
+    "two jobs of one": (START.format(rank=0, size=1), 2, "2 processes that are not one group"),
+    "one for two": (START.format(rank="$i", size=4), 2, "2 processes that are not one group"),
+    "unheard of": ('"$@" && "$@"', 0, "no variable of a launcher says which rank it is"),
+    "PBS's wrapper": (
+        "echo 'mpiexec:  unexpected error - no non-PBS mpiexec in PBS_O_PATH' >&2; exit 1",
+        0,
+        "no non-PBS mpiexec in PBS_O_PATH",
+    ),
+    "nothing": ("exit 0", 0, "it started nothing"),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_the_launcher_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is there says little: it has to start ranks that know their number."""
+    for variable in ("SLURM_PROCID", "RANK", "PMI_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    script, ranks, problem = LAUNCHERS[name]
+    path = tmp_path / "mpiexec"
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    answer = launch([str(path)])
+    assert answer["ranks"] == ranks
+    assert (problem or "") in answer.get("launch_failure", "")
+    assert ("launch_failure" in answer) == (problem is not None)
 
 
 def test_no_engine_is_imported_to_read_flags() -> None:

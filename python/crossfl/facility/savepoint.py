@@ -4,7 +4,8 @@ A savepoint lies at the facility under `CROSSFL_STATE/<facility>/savepoint-<data
 one folder for each number of steps, of which all but the last are removed. It holds the weights
 that learn, the optimizer's state and the counts; the order of samples and the random numbers of a
 step follow from the task. It carries a key of all that decides the outcome, so that another run, or
-the same one under other options, does not take it up. Once the update is delivered, it is removed.
+the same one under other options, does not take it up. A complete update removes it, and those of
+the rounds before. A partial one leaves it: its job may be run again.
 """
 
 import dataclasses
@@ -77,8 +78,9 @@ class Savepoint:
                 return families, document["counts"]
         return None
 
-    def remove(self) -> None:
-        """Forget it, and those of rounds before that ended otherwise: the update is delivered."""
+    def remove(self, own: bool) -> None:
+        """Forget those of rounds before, which ended otherwise, and with `own` this one as well."""
+        last = int(self._folder.name) - (not own)
         for path in self._folder.parent.glob("*"):
-            if path.name.isdecimal() and int(path.name) <= int(self._folder.name):
+            if path.name.isdecimal() and int(path.name) <= last:
                 shutil.rmtree(path, ignore_errors=True)

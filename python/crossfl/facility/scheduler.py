@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import re
 import subprocess
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-import msgspec
+from crossfl.errors import CrossFLError
+from crossfl.protocol.schedulers import pbs, slurm
 
 
 def seconds_in_queue() -> float:
@@ -34,54 +34,51 @@ class Times(NamedTuple):
     end: datetime | None = None
 
 
-class _Resources(msgspec.Struct):
-    walltime: str = ""
-
-
-class _Job(msgspec.Struct):
-    ctime: str = ""
-    stime: str = ""
-    Resource_List: _Resources = msgspec.field(default_factory=_Resources)
-
-
-class _Answer(msgspec.Struct):
-    """What is read of the answer of PBS, by its names."""
-
-    Jobs: dict[str, _Job] = {}
-
-
 def _times() -> Times:
-    if job := os.environ.get("SLURM_JOB_ID"):
-        shown = _output("scontrol", "show", "job", "--oneliner", job)
-        dates = dict(re.findall(r"(SubmitTime|StartTime|EndTime)=(\S+)", shown))
-        return Times(*(_date(dates.get(k)) for k in ("SubmitTime", "StartTime", "EndTime")))
-    if job := os.environ.get("PBS_JOBID"):
-        answer = _output("qstat", "-f", "-F", "json", job)
-        try:
-            entry = msgspec.json.decode(answer, type=_Answer).Jobs[job]
-        except (KeyError, msgspec.DecodeError):
-            return Times()
-        submitted, started = _date(entry.ctime), _date(entry.stime)
-        limit = re.fullmatch(r"(\d{1,5}):(\d\d):(\d\d)", entry.Resource_List.walltime)
-        if started is None or limit is None:
-            return Times(submitted, started)
-        hours, minutes, seconds = map(int, limit.groups())
-        length = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-        return Times(submitted, started, started + length)
+    with contextlib.suppress(CrossFLError):  # an answer that cannot be read says nothing
+        if job := os.environ.get("SLURM_JOB_ID"):
+            return _slurm_times(job)
+        if job := os.environ.get("PBS_JOBID"):
+            return _pbs_times(job)
     return Times()
 
 
-def _date(text: str | None) -> datetime | None:
+def _slurm_times(job: str) -> Times:
+    record = slurm.record_of(_output("scontrol", "show", "job", job), job)
+    if record is None:
+        return Times()
+    return Times(_date(record.SubmitTime), _date(record.StartTime), _date(record.EndTime))
+
+
+def _pbs_times(job: str) -> Times:
+    try:
+        jobs = pbs.jobs_of(_output("qstat", "-f", "-F", "json", job))
+    except CrossFLError:
+        jobs = pbs.jobs_of(_output("qstat", "-f", job))
+    if job not in jobs:
+        return Times()
+    submitted, started = _date(jobs[job].ctime), _date(jobs[job].stime)
+    limit = jobs[job].Resource_List.walltime
+    if started is None or not limit:
+        return Times(submitted, started)
+    return Times(submitted, started, started + timedelta(seconds=pbs.seconds(limit)))
+
+
+def _date(text: str) -> datetime | None:
     """A date as Slurm (ISO 8601) or PBS (like `date`) writes it; None for any other word."""
     for pattern in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y"):
         with contextlib.suppress(ValueError):
-            return datetime.strptime(text or "", pattern)
+            return datetime.strptime(text, pattern)
     return None
 
 
 def _output(*command: str) -> str:
+    """What a command prints, with dates in its scheduler's own form, whatever the user prefers."""
+    environment = {k: v for k, v in os.environ.items() if k != "SLURM_TIME_FORMAT"}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, timeout=60, env=environment | {"LC_ALL": "C"}
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")  # users name their jobs in any encoding

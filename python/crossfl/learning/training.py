@@ -242,10 +242,15 @@ class Trainer:
             with self._carried.after() as folder:
                 save_file(kept, folder / KEPT)
 
-    def forget(self) -> None:
-        """Remove what was kept for another attempt: the update is delivered."""
+    def forget(self, own: bool = True) -> None:
+        """Remove what was kept for another attempt: the update is delivered.
+
+        Args:
+            own: whether this round's is removed, too. After a partial update it stays: a scheduler
+                that ended the job may run it again.
+        """
         if self._savepoint and self.leads:
-            self._savepoint.remove()
+            self._savepoint.remove(own)
 
     def _begin(self) -> TrainingResult:
         """Go on from the savepoint, or from the last round's optimizer, or from nothing."""

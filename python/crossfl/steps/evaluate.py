@@ -16,7 +16,7 @@ from crossfl.protocol.manifest import Completion, EvaluationManifest
 from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.text import printable
-from crossfl.steps import failure, outputs
+from crossfl.steps import failure, outputs, rerun
 from crossfl.steps.train import check_base
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import publish
@@ -146,9 +146,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
-    try:
-        place.check_present()
-        evaluate(args.global_model, task, training, args.prompt, args.outdir)
-    except Exception as error:
-        absent(task, failure.reason_of(error, args.on_failure), args.outdir)
+    if not rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
+        try:
+            place.check_present()
+            evaluate(args.global_model, task, training, args.prompt, args.outdir)
+        except Exception as error:
+            absent(task, failure.reason_of(error, args.on_failure), args.outdir)
     outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)

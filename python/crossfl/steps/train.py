@@ -19,7 +19,7 @@ from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.text import printable
-from crossfl.steps import failure, outputs
+from crossfl.steps import failure, outputs, rerun
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import check_vacant, publish
 from crossfl.storage.model_folder import ModelFolder
@@ -91,7 +91,7 @@ def train(
                 ),
             )
             signature.sign(directory)
-        trainer.forget()
+        trainer.forget(own=reason is None)
         progress(
             "trained",
             step=result.steps,
@@ -185,6 +185,9 @@ def main(args: argparse.Namespace) -> None:
     stop = StopSignal().listen()
     if launcher.is_rank():
         launcher.join()
+    elif rerun.is_done(args.outdir / UPDATE, UpdateManifest, task):
+        outputs.write(args.outdir, update=args.outdir / UPDATE)
+        return
     try:
         place.check_present()
         if launcher.is_wanted():

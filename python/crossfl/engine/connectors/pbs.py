@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import posixpath
 import re
 import shlex
-from collections.abc import Collection, MutableSequence
+from collections.abc import Collection, Mapping, MutableSequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
-import msgspec
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.utils import random_name
 from streamflow.deployment.connector.queue_manager import PBSConnector as EnginePBSConnector
 from streamflow.deployment.connector.queue_manager import PBSService
 
-from crossfl.engine.connectors.queue import (
-    CANCEL_SECONDS,
+from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
+from crossfl.engine.connectors.reports import (
     JobReport,
     NoHistoryError,
-    QueueConnector,
     StatusQueryError,
+    brief,
+    joined,
 )
-from crossfl.engine.connectors.submission import SubmitOnce
+from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
+from crossfl.errors import CrossFLError
+from crossfl.protocol.schedulers.pbs import Job, jobs_of, seconds
 
 NO_SUCH_JOB = "Unknown Job Id"
 NO_HISTORY = "not configured to maintain job history"
@@ -41,44 +42,29 @@ OWN_VERDICTS = {
 SIGNAL_BASE = 256
 DELETED = 91  # the substate of a job that `qdel` ended
 
+# `qsub` ends with PBS's number of the error, of which a status holds the last byte (``pbs_error.h``
+# of OpenPBS). These are of a server, or a queue, that is down or overloaded: TOOMANY, SYSTEM,
+# INTERNAL, QUNOENB, PROTOCOL, NOCONNECTS, NOSERVER, SVRDOWN, CONNFULL, SAVE_ERR, TRYAGAIN.
+AWAY = {
+    number % 256
+    for number in (15006, 15010, 15011, 15021, 15031, 15033, 15034, 15060, 15117, 15161, 15208)
+}
+FULL = {number % 256 for number in (15046, 15142, 15143)}
+"""MAXQUED, ENTLIMCT, ENTLIMRESC: as many jobs as the queue, or as we, may have."""
 
-def seconds(clock: str) -> int:
-    """Seconds in PBS's ``hours:minutes:seconds``, of which the first may be missing."""
-    total = 0
-    for part in clock.split(":"):
-        total = 60 * total + int(part)
-    return total
-
-
-class Resources(msgspec.Struct):
-    """What a job was given, or has used."""
-
-    walltime: str = ""
-
-
-class Job(msgspec.Struct):
-    """What is read of a job in the answer of ``qstat -x -f -F json``, by PBS's names."""
-
-    job_state: str
-    Exit_status: int | None = None
-    substate: int = 0
-    comment: str = ""
-    Output_Path: str = ""
-    resources_used: Resources = msgspec.field(default_factory=Resources)
-    Resource_List: Resources = msgspec.field(default_factory=Resources)
-
-
-class Answer(msgspec.Struct):
-    """What is read of that answer."""
-
-    Jobs: dict[str, Job] = msgspec.field(default_factory=dict)
+COMPLAINT = re.compile(r"^qsub: ", re.MULTILINE)
+OVER_ALREADY = re.compile(
+    f"{NO_SUCH_JOB}|Job has finished|Request invalid for state of job|[Dd]elete already in progress"
+)
+"""What `qdel` says of jobs that are over, exit, or are being deleted."""
 
 
 def report_of(job: Job) -> JobReport:
     """Translate what PBS says of one job."""
-    log, comment, status = job.Output_Path.partition(":")[2], job.comment, job.Exit_status
+    log, comment, status = job.Output_Path.partition(":")[2], str(job.comment), job.Exit_status
     if live := LIVE.get(job.job_state):
-        return JobReport(state=live, reason=comment, log=log)
+        held = f"held ({job.Hold_Types})" if job.job_state == "H" else ""
+        return JobReport(state=live, reason=comment or held, log=log)
     if job.job_state != "F":
         return JobReport(state="UNKNOWN", reason=f"job_state {job.job_state}", log=log)
     number = status - SIGNAL_BASE if status is not None and status > SIGNAL_BASE else 0
@@ -136,6 +122,8 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
         merged = kwargs["stdout"] == kwargs["stderr"]
         if kwargs["stdout"] == asyncio.subprocess.STDOUT:
             kwargs["stdout"] = f"{random_name()}.log"
+        elif kwargs["stdout"] == asyncio.subprocess.DEVNULL:
+            kwargs["stdout"] = "/dev/null"
         for stream in ("stdout", "stderr"):
             if isinstance(kwargs[stream], str):
                 kwargs[stream] = posixpath.join(kwargs["workdir"], kwargs[stream])
@@ -143,10 +131,29 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
             kwargs["stderr"] = kwargs["stdout"]
         return await super()._run_batch_command(*args, **kwargs)
 
+    def judge_refusal(self, answer: str, status: int) -> Exception | None:
+        if not COMPLAINT.search(answer):
+            return None  # it did not get as far as the server
+        if status in AWAY | FULL:
+            return BusyError(joined(answer), full=status in FULL)
+        return RefusedJobError(f"PBS refuses the job: {joined(answer)} (status {status})")
+
+    async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
+        try:
+            job = (await self._qstat([job_id], submission["location"])).get(job_id)
+        except StatusQueryError:
+            return False
+        return job is not None and job.Output_Path.partition(":")[2] == submission["stdout"]
+
     async def _poll(
         self, job_ids: Collection[str], location: ExecutionLocation
     ) -> dict[str, JobReport]:
-        jobs = await self._qstat(job_ids, location)
+        try:
+            jobs = await self._qstat(job_ids, location)
+        except StatusQueryError:
+            if len(job_ids) == 1:
+                raise
+            jobs = {}  # one job may spoil the answer about all of them
         for job_id in job_ids:
             if job_id not in jobs:
                 # Some versions print only the first of the jobs they are asked for.
@@ -157,29 +164,26 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
         }
 
     async def _qstat(self, job_ids: Collection[str], location: ExecutionLocation) -> dict[str, Job]:
-        answer, status = await self._ask(location, "qstat", "-x", "-f", "-F", "json", *job_ids)
-        if NO_HISTORY in answer:
-            raise NoHistoryError(
-                f"Deployment {self.deployment_name}: this PBS server keeps no job history, so "
-                f"nobody can know how a job ended; ask the site for `job_history_enable=True`"
-            )
-        try:
-            # Errors about some of the jobs may stand before and after the document.
-            document, _ = json.JSONDecoder().raw_decode(answer[answer.index("{") :])
-        except ValueError as error:
-            if NO_SUCH_JOB in answer:
-                return {}
-            raise StatusQueryError(f"`qstat` ended with {status}: {answer}") from error
-        try:
-            # Numbers may come as words.
-            jobs = msgspec.convert(document, Answer, strict=False).Jobs
-        except msgspec.ValidationError as error:
-            raise StatusQueryError(f"`qstat` gave another answer than PBS's: {error}") from error
-        if not jobs and NO_SUCH_JOB not in answer:
-            raise StatusQueryError(f"`qstat` ended with {status} and named no job: {answer}")
-        return jobs
+        """Ask about jobs; about a single one as text, where its JSON cannot be read."""
+        forms: list[tuple[str, ...]] = [("-F", "json"), ()]
+        for form in forms[: 2 if len(job_ids) == 1 else 1]:
+            answer, status = await self._ask(location, "qstat", "-x", "-f", *form, *job_ids)
+            if NO_HISTORY in answer:
+                raise NoHistoryError(
+                    f"Deployment {self.deployment_name}: this PBS server keeps no job history, so "
+                    f"nobody can know how a job ended; ask the site for `job_history_enable=True`"
+                )
+            try:
+                jobs = jobs_of(answer)
+            except CrossFLError as error:
+                problem = str(error)
+            else:
+                if jobs or NO_SUCH_JOB in answer:
+                    return jobs
+                problem = f"an answer without a job: {brief(answer)}"
+        raise StatusQueryError(f"`qstat` ended with {status}: {problem}")
 
     async def _remove_jobs(self, location: ExecutionLocation, jobs: MutableSequence[str]) -> None:
         answer, status = await self._ask(location, "qdel", *jobs, seconds=CANCEL_SECONDS)
-        if status != 0 and NO_SUCH_JOB not in answer and "Job has finished" not in answer:
-            raise StatusQueryError(f"`qdel` ended with {status}: {answer}")
+        if status != 0 and not all(map(OVER_ALREADY.search, answer.splitlines() or [""])):
+            raise StatusQueryError(f"`qdel` ended with {status}: {joined(answer)}")

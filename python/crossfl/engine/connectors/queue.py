@@ -13,21 +13,31 @@ import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Coroutine
-from dataclasses import dataclass
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from cachebox import cached
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
-from streamflow.deployment.connector.queue_manager import QueueManagerConnector
 from streamflow.deployment.wrapper import get_inner_location
 from streamflow.log_handler import logger
 
+from crossfl.engine.connectors.reports import (
+    ADVICE,
+    LAUNCH_FAILED,
+    OUT_OF_MEMORY_MARKS,
+    JobReport,
+    NoHistoryError,
+    StatusQueryError,
+    Wait,
+    joined,
+)
+from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
 from crossfl.engine.private import PrivateFolders
 from crossfl.engine.recovery.registry import REGISTRY
 from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeStreams
+from crossfl.protocol.text import printable
 
 T = TypeVar("T")
 
@@ -40,77 +50,22 @@ CANCEL_SECONDS = 20
 FORGOTTEN_SECONDS = 20
 """How long accounting may lag behind a queue that a job has left, or the queue behind `qsub`."""
 
-ADVICE = {
-    "BOOT_FAIL": "a node did not boot; run it again, and tell the site if it happens twice",
-    "CANCELLED": "somebody cancelled it, you or the site",
-    "DEADLINE": "it could not end before its deadline; raise `deadline`",
-    "FAILED": "the command itself failed; read its output",
-    "LAUNCH_FAILED": "its node could not start it; run it again, and tell the site if that repeats",
-    "NODE_FAIL": "a node failed under it; run it again",
-    "OUT_OF_MEMORY": "ask for more memory, or train with smaller batches",
-    "PREEMPTED": "jobs of higher priority took its nodes; choose another partition or QOS",
-    "QUEUE_TIMEOUT": "raise `queue_timeout`, or choose a partition with a shorter queue",
-    "SPECIAL_EXIT": "the site holds it; look at it with the scheduler's own commands",
-    "TIMEOUT": "raise its wall-clock limit, or give it less to do",
-    "UNKNOWN": "it left the queue, and neither job history nor accounting knows how it ended",
-}
+SHOW_SECONDS = 60
+"""A job that waits for longer than this is worth a line that says why."""
 
-# Why Slurm and PBS hold a job that nodes could not start; it pends until an administrator frees it.
-LAUNCH_FAILED = re.compile("launch.failed.requeued.held|JobHoldMaxRequeue|too many failed attempts")
-
-# What a kernel, a Slurm daemon and a PBS daemon write into the job's output when memory runs out.
-OUT_OF_MEMORY_MARKS = "exceeded (job )?memory limit|oom[-_ ]kill|mem [0-9]+kb exceeded limit"
+LONGEST_PAUSE = 60
+"""Seconds between two submissions to a scheduler that takes no job."""
 
 
-class StatusQueryError(Exception):
-    """The scheduler could not be asked: nothing is known about any job."""
-
-
-class NoHistoryError(WorkflowExecutionException):
-    """The scheduler can be asked, but will never say how a job ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobReport:
-    """What the scheduler says of one job, in Slurm's words whichever the scheduler."""
-
-    state: str
-    exit_code: int = 0
-    signal: int = 0
-    reason: str = ""
-    log: str = ""  # the file, at the site, with what the job printed
-
-    PENDING: ClassVar[frozenset[str]] = frozenset({"PENDING", "CONFIGURING", "REQUEUED"})
-    RUNNING: ClassVar[frozenset[str]] = frozenset(
-        {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
-        | {"REQUEUE_HOLD", "REQUEUE_FED", "REVOKED"}
-    )
-
-    @property
-    def pending(self) -> bool:
-        return self.state in self.PENDING
-
-    @property
-    def over(self) -> bool:
-        return not self.pending and self.state not in self.RUNNING
-
-    @property
-    def ending(self) -> str:
-        """How it ended, for a person: the state, and what the scheduler adds to it."""
-        extra = [self.reason] if self.reason not in ("", "None", "NonZeroExitCode") else []
-        extra += [f"exit code {self.exit_code}"] if self.exit_code else []
-        extra += [f"signal {self.signal}"] if self.signal else []
-        return f"{self.state} ({', '.join(extra)})" if extra else self.state
-
-
-class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
+class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
     """A queue manager whose jobs end as their scheduler says, and never outlive the run.
 
     Args:
-        queueTimeout: seconds that a job may wait in the queue; then it is cancelled and its state
-            is ``QUEUE_TIMEOUT``. Without it a job waits for as long as it takes.
-        statusTimeout: seconds for which the scheduler may be out of reach, once a job is
-            submitted, before the job is given up (and cancelled, if that can still be done).
+        queueTimeout: seconds that a job may wait in the queue, or before one that is full; then it
+            is cancelled and its state is ``QUEUE_TIMEOUT``. Without it a job waits for as long as
+            it takes.
+        statusTimeout: seconds for which the scheduler may be out of reach, when a job is submitted
+            or asked for, before the job is given up (and cancelled, if that can still be done).
     """
 
     scheduler: ClassVar[str]
@@ -129,7 +84,7 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._names: dict[str, str] = {}
         self._reports: dict[str, JobReport] = {}
-        self._pending_since: dict[str, float] = {}
+        self._waits: dict[str, Wait] = {}
         self._forgotten_since: dict[str, float] = {}
         self._blind_since: float | None = None
 
@@ -138,6 +93,15 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         self, job_ids: Collection[str], location: ExecutionLocation
     ) -> dict[str, JobReport]:
         """Ask the scheduler about these jobs, each of them answered; or raise StatusQueryError."""
+
+    @abstractmethod
+    async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
+        """Whether the scheduler knows a job of this id, with what this submission asked for."""
+
+    @property
+    def waiting(self) -> str:
+        """Why the jobs that wait do so, as the scheduler says; empty where it says nothing."""
+        return "; ".join(dict.fromkeys(wait.reason for wait in self._waits.values() if wait.reason))
 
     async def deploy(self, external: bool) -> None:
         interrupt_on_termination()
@@ -163,9 +127,40 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
 
     # --- submitting ---
 
+    def _format_stream(self, stream: int | str) -> str:
+        """The path of a stream; the engine puts it between double quotes, after quoting it once."""
+        if stream == asyncio.subprocess.DEVNULL:
+            return "/dev/null"
+        return re.sub(r'([\\"$`])', r"\\\1", str(stream))
+
     async def _run_batch_command(self, *args: Any, **kwargs: Any) -> str:
-        """Submit a job; an interrupt in the midst of it still learns the job's id."""
-        return await self._to_the_end(self._submit(*args, **kwargs))
+        """Submit a job, as soon as the scheduler takes it.
+
+        An interrupt in the midst of a submission still learns the job's id.
+        """
+        begun, pause = time.monotonic(), float(self.pollingInterval)
+        full = False
+        while True:
+            try:
+                job_id = await self._to_the_end(self._submit(*args, **kwargs))
+                self._waits[job_id] = Wait(begun if full else time.monotonic())
+                return job_id
+            except BusyError as error:
+                full = error.full
+                limit = self._queue_limit(kwargs["job_name"]) if full else self.statusTimeout
+                waited = time.monotonic() - begun
+                message = (
+                    f"Deployment {self.deployment_name}: {self.scheduler} takes no job now: {error}"
+                )
+                if limit is not None and waited >= limit:
+                    setting = "queue_timeout" if full else "statusTimeout"
+                    raise WorkflowExecutionException(
+                        f"{message}; given up after {limit} s, see `{setting}`"
+                    ) from error
+            pause = min(pause, LONGEST_PAUSE, max(0.0, (limit or 1e9) - waited))
+            logger.warning(f"{message}; submitting again in {pause:.0f} s")
+            await asyncio.sleep(pause)
+            pause = 2 * pause
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something that an interrupt does not stop halfway; `undeploy` waits for it."""
@@ -177,16 +172,21 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
     async def _submit(self, *args: Any, **kwargs: Any) -> str:
         try:
             answer = await super()._run_batch_command(*args, **kwargs)
+        except BusyError:
+            raise
         except WorkflowExecutionException as error:
-            raise WorkflowExecutionException(
-                f"Deployment {self.deployment_name}: {error}"
-            ) from error
-        # Sites greet and warn on stderr, which the engine reads as one with stdout.
-        if not (job_ids := self.job_id_pattern.findall(answer)):
+            refused = isinstance(error, RefusedJobError)
+            kind = RefusedJobError if refused else WorkflowExecutionException
+            raise kind(f"Deployment {self.deployment_name}: {error}") from error
+        job_ids = list(dict.fromkeys(self.job_id_pattern.findall(answer)))
+        if not job_ids:
             raise WorkflowExecutionException(
                 f"Deployment {self.deployment_name}: {self.scheduler} took job "
-                f"{kwargs['job_name']} but gave no id: {answer!r}"
+                f"{kwargs['job_name']} but gave no id: {joined(answer)!r}"
             )
+        if len(job_ids) > 1:
+            # Wrappers of sites print numbers of their own.
+            job_ids = [i for i in job_ids if await self._is_ours(i, kwargs)] or job_ids
         job_id = str(job_ids[-1])
         self._names[job_id] = kwargs["job_name"]
         self._scheduled_jobs[job_id] = kwargs["location"]
@@ -219,19 +219,12 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         for job_id, report in list(reports.items()):
             if report.state == "UNKNOWN" and self._may_be_remembered(job_id):
                 reports[job_id] = JobReport(state="COMPLETING")
-            elif report.over and report.signal == signal.SIGKILL and report.state == "FAILED":
+            elif report.killed:
                 reports[job_id] = await self._explain_kill(report, location)
-            elif report.pending and LAUNCH_FAILED.search(report.reason):
-                await self._cancel([job_id], forget=False)
-                reports[job_id] = JobReport(state="LAUNCH_FAILED", reason=report.reason)
-            elif report.pending and self._waited_too_long(job_id):
-                await self._cancel([job_id], forget=False)
-                waited = f"pending for {self._queue_limit(job_id)} s"
-                reports[job_id] = JobReport(
-                    state="QUEUE_TIMEOUT", reason=f"{waited}: {report.reason or 'no reason'}"
-                )
-            elif not report.pending:
-                self._pending_since.pop(job_id, None)
+            elif report.pending:
+                reports[job_id] = await self._judge_wait(job_id, report)
+            else:
+                self._waits.pop(job_id, None)
         self._reports |= {job_id: report for job_id, report in reports.items() if report.over}
         return [job_id for job_id in watched if not reports[job_id].over]
 
@@ -244,19 +237,34 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         )
         if now - self._blind_since >= self.statusTimeout:
             raise WorkflowExecutionException(
-                f"{message} for {self.statusTimeout} s; they may still run: {error}"
+                f"{message} for {self.statusTimeout} s; they may still run: {joined(str(error))}"
             ) from error
-        logger.warning(f"{message}; asking again in {self.pollingInterval} s: {error}")
+        logger.warning(f"{message}; asking again in {self.pollingInterval} s: {joined(str(error))}")
 
-    def _waited_too_long(self, job_id: str) -> bool:
-        since = self._pending_since.setdefault(job_id, time.monotonic())
-        limit = self._queue_limit(job_id)
-        return limit is not None and time.monotonic() - since >= limit
+    async def _judge_wait(self, job_id: str, report: JobReport) -> JobReport:
+        """Say why a job waits, and end a wait that is too long or that never ends."""
+        wait = self._waits.setdefault(job_id, Wait(time.monotonic()))
+        waited, limit = time.monotonic() - wait.since, self._queue_limit(self._names[job_id])
+        wait.reason = "" if report.reason == "None" else printable(report.reason, longest=300)
+        if LAUNCH_FAILED.search(report.reason):
+            await self._cancel([job_id], forget=False)
+            return JobReport(state="LAUNCH_FAILED", reason=wait.reason)
+        if limit is not None and waited >= limit:
+            await self._cancel([job_id], forget=False)
+            reason = f"pending for {limit} s: {wait.reason or 'no reason'}"
+            return JobReport(state="QUEUE_TIMEOUT", reason=reason)
+        if waited >= SHOW_SECONDS and wait.reason != wait.shown:
+            logger.warning(
+                f"Deployment {self.deployment_name}: {self.scheduler} job {job_id} "
+                f"({self._names[job_id]}) has waited for {waited:.0f} s: {wait.reason}"
+            )
+            wait.shown = wait.reason
+        return report
 
-    def _queue_limit(self, job_id: str) -> int | None:
+    def _queue_limit(self, job_name: str) -> int | None:
         """Seconds that a job may wait: as its task says, or else the deployment."""
         policy = REGISTRY.policy
-        limit = policy.queue_timeout(self._names[job_id]) if policy else None
+        limit = policy.queue_timeout(job_name) if policy else None
         return self.queueTimeout if limit is None else limit
 
     def _may_be_remembered(self, job_id: str) -> bool:
@@ -273,7 +281,7 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
         _, status = await self._ask(location, "grep", "-qiE", OUT_OF_MEMORY_MARKS, report.log)
         if status != 0:
             return report
-        return JobReport(state="OUT_OF_MEMORY", signal=report.signal, log=report.log)
+        return JobReport(state="OUT_OF_MEMORY", signal=signal.SIGKILL, log=report.log)
 
     # --- ending ---
 
@@ -292,7 +300,7 @@ class QueueConnector(PrivateFolders, SafeStreams, QueueManagerConnector, ABC):
     async def _get_returncode(self, job_id: str, location: ExecutionLocation) -> int:
         report = self._reports.pop(job_id)
         job_name = self._names.pop(job_id)
-        self._pending_since.pop(job_id, None)
+        self._waits.pop(job_id, None)
         self._forgotten_since.pop(job_id, None)
         if report.state == "COMPLETED" and report.exit_code == 0:
             return 0

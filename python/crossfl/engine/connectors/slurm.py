@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, MutableSequence
+from collections.abc import Collection, Mapping, MutableSequence
 from importlib.resources import files
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.deployment.connector.queue_manager import SlurmConnector as EngineSlurmConnector
 
-from crossfl.engine.connectors.queue import (
-    CANCEL_SECONDS,
-    JobReport,
-    QueueConnector,
-    StatusQueryError,
-)
-from crossfl.engine.connectors.submission import SubmitOnce
+from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
+from crossfl.engine.connectors.reports import JobReport, StatusQueryError, brief, joined
+from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
+from crossfl.errors import CrossFLError
+from crossfl.protocol.schedulers.slurm import JobRecord, ending_of, queue_of, record_of
 
 NO_SUCH_JOB = "Invalid job id"
-STATE_LINE = re.compile(r"^(\d+)\|([A-Z_]+)\|(.*)$", re.MULTILINE)
-EXIT_CODE = re.compile(r"(\d+):(\d+)")
+# `sbatch` ends with 1 whatever is wrong; these are words of ``slurm_errno.c``.
+AWAY = re.compile(
+    "contact slurm controller|timed out on send/recv|temporarily unable to accept|"
+    "in standby mode|not responding|Transport endpoint is not connected|Connection refused|"
+    "Zero Bytes were transmitted|Resource temporarily unavailable|Database is busy|"
+    "I/O error writing script",
+    re.IGNORECASE,
+)
+"""A controller that is down or overloaded."""
+FULL = re.compile(r"MaxSubmit\w*Limit|job submit limit", re.IGNORECASE)
+"""As many jobs as the association, or the QOS, may have."""
+REFUSED = re.compile(r"^sbatch: (error|fatal):", re.MULTILINE)
 
 
 class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
@@ -33,6 +41,21 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
     def get_schema(cls) -> str:
         return files("crossfl.engine").joinpath("schemas", "slurm.json").read_text("utf-8")
 
+    def judge_refusal(self, answer: str, status: int) -> Exception | None:
+        full = FULL.search(answer) is not None
+        if full or AWAY.search(answer):
+            return BusyError(joined(answer), full=full)
+        if REFUSED.search(answer):
+            return RefusedJobError(f"Slurm refuses the job: {joined(answer)}")
+        return None
+
+    async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
+        try:
+            record = await self._record(job_id, submission["location"])
+        except StatusQueryError:
+            return False
+        return record is not None and record.WorkDir == submission["workdir"]
+
     async def _poll(
         self, job_ids: Collection[str], location: ExecutionLocation
     ) -> dict[str, JobReport]:
@@ -40,11 +63,12 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
             location, "squeue", "-h", "-t", "all", "-j", ",".join(job_ids), "-o", "%i|%T|%r"
         )
         if status != 0 and NO_SUCH_JOB not in answer:
-            raise StatusQueryError(f"`squeue` ended with {status}: {answer}")
-        queued = {
-            job_id: JobReport(state=state, reason=reason)
-            for job_id, state, reason in STATE_LINE.findall(answer)
-        }
+            raise StatusQueryError(f"`squeue` ended with {status}: {brief(answer)}")
+        try:
+            entries = queue_of(answer)
+        except CrossFLError as error:
+            raise StatusQueryError(f"`squeue` gave {error}") from error
+        queued = {i: JobReport(state=e.state, reason=e.reason) for i, e in entries.items()}
         return {
             job_id: (
                 report
@@ -54,21 +78,29 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
             for job_id in job_ids
         }
 
+    async def _record(self, job_id: str, location: ExecutionLocation) -> JobRecord | None:
+        """The controller's record of a job; None once it has forgotten it."""
+        answer, status = await self._ask(location, "scontrol", "show", "job", job_id)
+        if status != 0 and NO_SUCH_JOB in answer:
+            return None
+        try:
+            record = record_of(answer, job_id)
+        except CrossFLError as error:
+            raise StatusQueryError(f"`scontrol` gave {error}") from error
+        if status != 0 or record is None:
+            raise StatusQueryError(f"`scontrol` ended with {status}: {brief(answer)}")
+        return record
+
     async def _final(self, job_id: str, location: ExecutionLocation) -> JobReport:
         """The controller's record of a job, and accounting's once the controller forgot it."""
-        answer, status = await self._ask(location, "scontrol", "show", "job", "-o", job_id)
-        if status != 0 and NO_SUCH_JOB in answer:
+        if (record := await self._record(job_id, location)) is None:
             return await self._accounted(job_id, location)
-        fields = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", answer))
-        if status != 0 or "JobState" not in fields:
-            raise StatusQueryError(f"`scontrol` ended with {status}: {answer}")
-        exit_code, signal = EXIT_CODE.findall(fields["ExitCode"])[0]
         return JobReport(
-            state=fields["JobState"],
-            exit_code=int(exit_code),
-            signal=int(signal),
-            reason=fields["Reason"],
-            log=fields.get("StdOut", ""),
+            state=record.JobState,
+            exit_code=record.exit_code,
+            signal=record.signal,
+            reason=record.Reason,
+            log=record.StdOut,
         )
 
     async def _accounted(self, job_id: str, location: ExecutionLocation) -> JobReport:
@@ -76,18 +108,17 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
             answer, _ = await self._ask(
                 location, "sacct", *source, "-n", "-P", "-j", job_id, "-o", "JobID,State,ExitCode"
             )
-            # A controller that lost its state gives ids again: the last line is the last job's.
-            for line in reversed(answer.splitlines()):
-                if line.startswith(f"{job_id}|") and (code := EXIT_CODE.search(line)):
-                    # "CANCELLED by 1000" is one of its ways to say CANCELLED.
-                    return JobReport(
-                        state=line.split("|")[1].split()[0],
-                        exit_code=int(code[1]),
-                        signal=int(code[2]),
-                    )
+            try:
+                ending = ending_of(answer, job_id)
+            except CrossFLError as error:
+                raise StatusQueryError(f"`sacct` gave {error}") from error
+            if ending:
+                return JobReport(
+                    state=ending.state, exit_code=ending.exit_code, signal=ending.signal
+                )
         return JobReport(state="UNKNOWN")
 
     async def _remove_jobs(self, location: ExecutionLocation, jobs: MutableSequence[str]) -> None:
         answer, status = await self._ask(location, "scancel", *jobs, seconds=CANCEL_SECONDS)
         if status != 0 and NO_SUCH_JOB not in answer:
-            raise StatusQueryError(f"`scancel` ended with {status}: {answer}")
+            raise StatusQueryError(f"`scancel` ended with {status}: {joined(answer)}")

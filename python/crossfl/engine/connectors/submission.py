@@ -16,19 +16,27 @@ from typing import Any
 
 import asyncssh
 from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.exception import WorkflowExecutionException
 from streamflow.core.utils import random_name
 from streamflow.deployment.connector.queue_manager import QueueManagerConnector
+
+from crossfl.engine.recovery.policy import HopelessError
 
 COMMANDS = {"sbatch", "qsub"}
 TRIES = 3
 """How often a submission is given; each reconnects as patiently as the login's `retries` say."""
+NOT_OVER = 75
+"""The status of a submission that still goes on."""
+ASK_SECONDS = 60
+"""How long one command waits for its end."""
 
 # The first to make the folder submits, and goes on if nobody listens any more; another waits for
-# what the first one was told. `$HOME` is shared by all login nodes of a site.
+# what the first one was told. `$HOME` is shared by all login nodes of a site. The answer comes
+# last, apart from greetings and warnings.
 ONCE = """\
 d="$HOME/.crossfl-submission-{token}"
 if mkdir "$d" 2>/dev/null; then
-    {{ {command}; }} >"$d/answer" 2>&1
+    {{ {command}; }} >"$d/answer" 2>"$d/errors"
     echo $? >"$d/ending"
     mv "$d/ending" "$d/status"
 elif [ ! -d "$d" ]; then
@@ -36,15 +44,43 @@ elif [ ! -d "$d" ]; then
     exit 73
 fi
 n=0
-while [ ! -e "$d/status" ] && [ "$n" -lt 60 ]; do n=$((n + 1)); sleep 1; done
+while [ ! -e "$d/status" ] && [ "$n" -lt {seconds} ]; do n=$((n + 1)); sleep 1; done
+[ -e "$d/status" ] || {{ echo "it is not known yet whether the job was submitted"; exit 75; }}
+cat "$d/errors"
+echo "{token}"
 cat "$d/answer"
-[ -e "$d/status" ] || {{ echo "it is not known whether the job was submitted"; exit 75; }}
 exit "$(cat "$d/status")"
 """
 
 
+class BusyError(WorkflowExecutionException):
+    """The scheduler takes no job now, and may take this one later.
+
+    Args:
+        message: its own words.
+        full: whether it is there, and has as many jobs of ours as it takes.
+    """
+
+    def __init__(self, message: str, *, full: bool) -> None:
+        super().__init__(message)
+        self.full = full
+
+
+class RefusedJobError(WorkflowExecutionException, HopelessError):
+    """The scheduler will not take this job, however often it is asked."""
+
+
 class SubmitOnce(QueueManagerConnector, ABC):
     """To be inherited from after the engine's connector, whose commands come by here."""
+
+    statusTimeout: int  # noqa: N815 - the engine's style of settings
+
+    def judge_refusal(self, answer: str, status: int) -> Exception | None:
+        """What the status and the words of a submission mean that failed; None if they say little.
+
+        A connector knows how its scheduler says "not now", and how it says "no".
+        """
+        return None
 
     async def run(
         self, location: ExecutionLocation, command: MutableSequence[str], *args: Any, **kwargs: Any
@@ -54,16 +90,24 @@ class SubmitOnce(QueueManagerConnector, ABC):
             answer = await super().run(location, command, *args, **kwargs)
             return answer
         token = random_name()
-        script = ONCE.format(token=token, command=" ".join(command))
+        script = ONCE.format(token=token, seconds=ASK_SECONDS, command=" ".join(command))
         once = ["sh", "-c", shlex.quote(script)]
-        for attempt in range(TRIES):
-            try:
-                answer = await super().run(location, once, *args, **kwargs)
+        for _ in range(1 + self.statusTimeout // ASK_SECONDS):
+            for attempt in range(TRIES):
+                try:
+                    answer = await super().run(location, once, *args, **kwargs)
+                    break
+                except (asyncssh.Error, OSError):
+                    if attempt == TRIES - 1:
+                        raise
+                    await asyncio.sleep(1)
+            output, status = answer or ("", 1)
+            if status != NOT_OVER:
                 break
-            except (asyncssh.Error, OSError):
-                if attempt == TRIES - 1:
-                    raise
-                await asyncio.sleep(1)
         with contextlib.suppress(Exception):  # it is small, and in nobody's way
             await super().run(location, ["rm", "-rf", f"~/.crossfl-submission-{token}"])
-        return answer
+        errors, _, words = output.partition(token)
+        if status != 0 and (error := self.judge_refusal(errors + words, status)):
+            raise error
+        # `sbatch --test-only` answers among its errors.
+        return words if status == 0 and words.strip() else errors + words, status

@@ -14,6 +14,10 @@ JOB_FAILED = "FAILED Job"
 """The start of an engine's message that goes on with what the job printed."""
 
 
+class HopelessError(Exception):
+    """What every further attempt of the same job would meet again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FacilityJob:
     """What the task of a job says about the job.
@@ -69,11 +73,15 @@ class RecoveryPolicy:
         self._records[job_name].verdict = message
 
     def fail(self, job: FacilityJob, error: BaseException) -> None:
-        """Count a failed attempt. Its facility is down until a job there succeeds at once."""
+        """Count a failed attempt, the last one if the error is hopeless.
+
+        Its facility is down until a job there succeeds at once.
+        """
         record = self._records[job.name]
         reason = record.verdict or describe(error)
         record.verdict = None
         record.reasons.append(" ".join(reason.split())[:MAX_REASON])
+        record.hopeless |= isinstance(error, HopelessError)
         self._down.add(job.facility)
 
     def give_up(self, job: FacilityJob, error: BaseException) -> None:

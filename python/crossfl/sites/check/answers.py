@@ -15,7 +15,11 @@ SEE = "see the message"
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the probe saw; `packages` has a version of each, `None` where it is not installed."""
+    """What the probe saw.
+
+    `packages` has a version of each, `None` where it is not installed; `ranks` is `None` where
+    there is no launcher.
+    """
 
     host: str
     python: str
@@ -23,6 +27,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     absent: list[str]
     no_launcher: list[str] = []
     no_staging: list[str] = []
+    ranks: int | None = None
+    launch_failure: str | None = None
     gpus: int = 0
 
 

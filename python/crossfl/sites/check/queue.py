@@ -178,7 +178,8 @@ class QueueVisit(Visit):
             )
         except TimeoutError:
             remedy = "look at the queue there, or give it longer with --wait"
-            return Finding("fail", f"not over within {self._wait} s, and cancelled", remedy)
+            why = f": {self.connector.waiting}" if self.connector.waiting else ""
+            return Finding("fail", f"not over within {self._wait} s, and cancelled{why}", remedy)
         except WorkflowException as error:
             return Finding("fail", str(error), self._remedy(str(error)))
         output, status = answer or ("", 1)
@@ -197,12 +198,17 @@ class QueueVisit(Visit):
         if observation.no_launcher:
             problem = f"no {observation.no_launcher[0]} in the PATH of the job, {took}"
             return Finding("fail", problem, f"load its module: {self.site.setting('modules')}")
+        if observation.launch_failure is not None:
+            problem = f"the launcher fails, {took}: {observation.launch_failure}"
+            remedy = f"load its MPI ({self.site.setting('modules')}), or see CROSSFL_LAUNCHER in "
+            return Finding("fail", problem, f"{remedy}{self.site.script}")
         if observation.no_staging:
             problem = f"{observation.no_staging[0]} is no folder that the job can write to, {took}"
             return Finding("fail", problem, f"{self.site.setting('staging')}, or leave it out")
         if (versions := compare_versions(observation)).status == "fail":
             return versions
-        return Finding("pass", f"ran {took}; GPUs that torch sees: {observation.gpus}")
+        ranks = "" if observation.ranks is None else f"; ranks: {observation.ranks}"
+        return Finding("pass", f"ran {took}{ranks}; GPUs that torch sees: {observation.gpus}")
 
     def _remedy(self, reason: str) -> str:
         """What to change where the scheduler refuses a job, by what its reason names."""

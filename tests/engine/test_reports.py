@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from crossfl.engine.connectors.pbs import Job, PBSConnector, report_of
-from crossfl.engine.connectors.queue import ADVICE, JobReport
+from crossfl.engine.connectors.pbs import PBSConnector, report_of
+from crossfl.engine.connectors.reports import ADVICE, JobReport
 from crossfl.engine.connectors.slurm import SlurmConnector
+from crossfl.protocol.schedulers.pbs import Job
 
 
 def job(state: str = "F", **facts: Any) -> dict[str, Any]:

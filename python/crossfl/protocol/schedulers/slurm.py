@@ -1,0 +1,128 @@
+"""Answers of `squeue`, `scontrol show job` and `sacct`.
+
+A heterogeneous job has a leader, whose id is the one that was given, and components with ids of
+their own, which the same command lists after it.
+"""
+
+import re
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from crossfl.errors import CrossFLError
+
+T = TypeVar("T")
+
+LONGEST_ANSWER = 2**24
+"""Characters of an answer about all jobs of a run."""
+
+State = Annotated[str, Meta(pattern=r"\A[A-Z_]{1,40}\Z")]
+Text = Annotated[str, Meta(max_length=2**16)]
+ExitCode = Annotated[str, Meta(pattern=r"\A\d{1,5}:\d{1,3}\Z")]
+
+QUEUE_LINE = re.compile(r"^(\d+)(?:\+0)?\|([^|]*)\|(.*)$", re.MULTILINE)
+RECORD = re.compile(r"^JobId=(\d+)\b", re.MULTILINE)
+FIELD = re.compile(r"(?:^ *| )(\w+)=(.*?)(?= \w+=|$)")
+WHOLE_LINE = re.compile(r"^ *(StdOut|WorkDir)=(.*)$")
+"""Paths may have blanks, and stand on lines of their own."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A job in the queue."""
+
+    state: State
+    reason: Text
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """What is read of the controller's record of a job, by Slurm's names."""
+
+    JobState: State
+    ExitCode: ExitCode
+    Reason: Text = ""
+    StdOut: Text = ""
+    WorkDir: Text = ""
+    SubmitTime: Text = ""
+    StartTime: Text = ""
+    EndTime: Text = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What the batch script ended with."""
+        return int(self.ExitCode.partition(":")[0])
+
+    @property
+    def signal(self) -> int:
+        """What killed the batch script; 0 for none."""
+        return int(self.ExitCode.partition(":")[2])
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a job ended, by accounting."""
+
+    state: State
+    exit_code: Annotated[int, Meta(ge=0, le=2**16)]
+    signal: Annotated[int, Meta(ge=0, le=999)]
+
+
+def queue_of(answer: str) -> dict[str, Entry]:
+    """The jobs that `squeue -o '%i|%T|%r'` lists, by the ids that `sbatch` gave.
+
+    Raises:
+        CrossFLError: it is too long, or a value is outside its limits.
+    """
+    _check(answer)
+    return {
+        job_id: _convert({"state": state, "reason": reason}, Entry)
+        for job_id, state, reason in QUEUE_LINE.findall(answer)
+    }
+
+
+def record_of(answer: str, job_id: str) -> JobRecord | None:
+    """The record of one job in what `scontrol show job` prints; None where it is not there.
+
+    Raises:
+        CrossFLError: it is too long, lacks a field, or a value is outside its limits.
+    """
+    _check(answer)
+    _, *parts = RECORD.split(answer)
+    for number, text in zip(parts[::2], parts[1::2], strict=True):
+        if number != job_id:
+            continue
+        fields: dict[str, str] = {}
+        for line in text.splitlines()[1:]:  # the first has the job's name, which may be anything
+            whole = WHOLE_LINE.match(line)
+            for name, value in [whole.groups()] if whole else FIELD.findall(line):
+                fields.setdefault(name, value)
+        return _convert(fields, JobRecord)
+    return None
+
+
+def ending_of(answer: str, job_id: str) -> Ending | None:
+    """The last ending of a job in what `sacct -n -P -o JobID,State,ExitCode` prints.
+
+    A controller that lost its state gives ids again: the last line is the last job's.
+
+    Raises:
+        CrossFLError: it is too long, or a value is outside its limits.
+    """
+    _check(answer)
+    line = re.compile(rf"^{re.escape(job_id)}(?:\+0)?\|(\w+)[^|]*\|(\d+):(\d+)")
+    for match in filter(None, map(line.match, reversed(answer.splitlines()))):
+        # "CANCELLED by 1000" is one of its ways to say CANCELLED.
+        names = ("state", "exit_code", "signal")
+        return _convert(dict(zip(names, match.groups(), strict=True)), Ending)
+    return None
+
+
+def _check(answer: str) -> None:
+    if len(answer) > LONGEST_ANSWER:
+        raise CrossFLError(f"an answer of {len(answer)} characters: at most {LONGEST_ANSWER}")
+
+
+def _convert(fields: dict[str, str], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise CrossFLError(f"an answer unlike Slurm's: {str(error)[:200]}") from None
