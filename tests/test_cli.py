@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crossfl import cli
+from crossfl.protocol.exits import Exit
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.storage import manifest
 from tests.support.paths import CWL, DATA, ROUND
@@ -219,7 +220,79 @@ def test_a_full_disk_is_said(
 
     monkeypatch.setattr("crossfl.steps.plan.main", full)
     assert cli.main([*PLAN, *SITE, "--outdir", str(tmp_path)]) == cli.BAD_INPUT
-    assert "no room left for out/state.json: free some" in capsys.readouterr().err
+    assert "out/state.json: the disk has no room left: free some" in capsys.readouterr().err
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda p: p / "nothing", "it does not exist: make it"),
+    "a file": (lambda p: p / "file", "name another"),
+    "of a system that refuses": (lambda _: Path("/proc/1/ns"), ": "),
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("verb", ["report", "plan", "simulate"])
+def test_a_folder_that_cannot_be_written(
+    folder: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, message = FOLDERS[folder]
+    (tmp_path / "file").touch()
+    words = {
+        "report": ["report", "--state", str(ROUND / "state")],
+        "plan": [*PLAN, *SITE],
+        "simulate": ["simulate", str(CWL / "federation.yml"), "--data", str(DATA)],
+    }[verb]
+    if (verb, folder) == ("simulate", "missing"):
+        pytest.skip("it makes its folder")
+    assert cli.main([*words, "--outdir", str(make(tmp_path))]) == cli.BAD_INPUT
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("crossfl ")]
+    assert message in line and str(make(tmp_path)) in line
+    assert ".partial" not in line
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "x", "data"), OSError(24, "x")])
+def test_an_error_of_the_system_is_said_with_its_remedy(
+    error: OSError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("crossfl.sites.digest.main", fail)
+    assert cli.main(["digest", "model"]) == cli.BAD_INPUT
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert ("data: permission denied" in printed) or ("ulimit -n" in printed)
+
+
+def test_a_bug_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: object) -> None:
+        raise ValueError("\x1b[2J of somebody")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("crossfl.sites.digest.main", fail)
+    assert cli.main(["digest", "model"]) == Exit.FAILED
+    (file,) = tmp_path.iterdir()
+    line = rf"this is a bug in crossfl: \x1b[2J of somebody. Please report it with {file}"
+    assert capsys.readouterr().err == f"crossfl digest: {line}\n"
+    details = file.read_text(encoding="utf-8")
+    assert "Traceback" in details and "ValueError" in details and "digest" in details
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_bug_in_a_step_is_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(args: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("crossfl.steps.plan.main", fail)
+    with pytest.raises(ValueError):
+        cli.main([*PLAN, *SITE, "--outdir", str(tmp_path)])
+
+
+def test_output_that_nobody_reads(run: Run, tmp_path: Path) -> None:
+    done = run("sh", "-c", f"{sys.executable} -m crossfl --help | true", cwd=tmp_path)
+    assert done.stderr == ""
 
 
 def test_wrong_usage_exits_with_2() -> None:

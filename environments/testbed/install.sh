@@ -5,7 +5,7 @@ set -eu
 
 missing=
 for pair in slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge sshd:openssh-server \
-            python3:python3-minimal shellcheck:shellcheck; do
+            python3:python3-minimal shellcheck:shellcheck tcsh:tcsh fish:fish; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] \
         || missing="$missing ${pair##*:}"
 done

@@ -3,6 +3,8 @@
 import argparse
 import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import NoReturn
 from crossfl import __version__
 from crossfl.engine.parent import end_with_engine
 from crossfl.errors import CrossFLError
+from crossfl.protocol.exits import Exit
 from crossfl.protocol.text import printable
 
 VERBS = {
@@ -31,16 +34,40 @@ VERBS = {
     "compare": ("simulation.compare", "federated, each facility alone, and pooled data, compared"),
 }
 """The module of each verb, and what the verb does."""
-BAD_INPUT = 4
+BAD_INPUT = Exit.BAD_INPUT
 KEPT = "\n"
 """What lays out a message, and does nothing else."""
+FULL = "the disk has no room left: free some, then run the same command again"
+UNWRITABLE = "nothing can be written there: change its permissions, or name another folder"
+ABSENT = "it does not exist: make it, or name another"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EACCES: "permission denied: change its permissions, or name another",
+    errno.EPERM: UNWRITABLE,
+    errno.EROFS: UNWRITABLE,
+    errno.ENOENT: ABSENT,
+    errno.ENOTDIR: "it is no folder: name another",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.EEXIST: "it exists already: remove it, or name another",
+    errno.ENOTEMPTY: "it exists already: remove it, or name another",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some programs",
+}
+"""What a person can do about an error of the system."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 2 wrong usage, 4 bad input, 1 anything else.
+    """Run one verb.
 
-    A verb that measures others (`check`) gives its own status.
+    Returns:
+        The exit status, as `protocol.exits` says. A verb that measures others (`check`) gives its
+        own.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that may lack a character of a message
+            stream.reconfigure(errors="backslashreplace")
     parser = Parser(
         prog="crossfl",
         description="Cross-facility federated learning; 'crossfl VERB --help' tells more.",
@@ -66,18 +93,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CrossFLError as error:
         _tell(args.verb, str(error))
         return BAD_INPUT
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" for {error.filename}" if error.filename else ""
-        _tell(
-            args.verb,
-            f"the disk has no room left{where}: free some, then run the same command again",
-        )
+        if error.errno not in REMEDIES:
+            return _report_bug(args.verb, args.arguments, error)
+        where = f"{_place(error)}: " if error.filename is not None else ""
+        _tell(args.verb, f"{where}{REMEDIES[error.errno]}")
         return BAD_INPUT
     except KeyboardInterrupt:
         _tell(args.verb, "interrupted")
-        return 130
+        return Exit.INTERRUPTED
+    except Exception as error:
+        return _report_bug(args.verb, args.arguments, error)
     return status or 0
 
 
@@ -92,3 +121,34 @@ class Parser(argparse.ArgumentParser):
 def _tell(verb: str, message: str) -> None:
     """Print a message, in which the words of others may be, on standard error."""
     print(f"crossfl {verb}: {printable(message, keep=KEPT)}", file=sys.stderr)
+
+
+def _place(error: OSError) -> str:
+    """The file or folder of an error; of a file that is written under another name, its folder."""
+    path = Path(str(error.filename))
+    return str(path.parent if ".partial-" in path.name else path)
+
+
+def _report_bug(verb: str, words: Sequence[str], error: Exception) -> int:
+    """Say in one line that an error is none of the user's, and keep what it takes to find it.
+
+    A step keeps to its traceback: it runs at a facility, where no file is left behind.
+    """
+    import tempfile
+    import traceback
+
+    if VERBS[verb][0].startswith("steps."):
+        raise error
+    details = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix=f"crossfl-{verb}-", suffix=".txt", delete=False
+        ) as file:
+            file.write(f"crossfl {__version__}, Python {sys.version}\n{[verb, *words]}\n{details}")
+    except OSError:
+        print(printable(details, keep=KEPT), file=sys.stderr)
+        _tell(verb, "this is a bug in crossfl; please report the lines above")
+    else:
+        summary = printable(str(error) or type(error).__name__, longest=200)
+        _tell(verb, f"this is a bug in crossfl: {summary}. Please report it with {file.name}")
+    return Exit.FAILED

@@ -33,12 +33,6 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "missing"),
     [
-        ("async def _async_run(", "async def _run(", {"the coroutine streamflow.main._async_run"}),
-        (
-            "async def _async_main(",
-            "def _async_main(",
-            {"the coroutine streamflow.cwl.runner._async_main"},
-        ),
         (
             "logger.",
             "log.",

@@ -9,7 +9,8 @@ from streamflow.core.exception import WorkflowDefinitionException
 from streamflow.core.workflow import Job, Token
 from streamflow.main import build_context
 
-from crossfl.engine.connectors.ssh import HostKeyError, SSHConnector
+from crossfl.engine.connectors.ssh import SSHConnector
+from crossfl.engine.connectors.ssh_connection import HostKeyError
 from crossfl.engine.recovery.jobs import facility_job
 from crossfl.engine.recovery.policy import RecoveryPolicy
 from crossfl.engine.recovery.registry import REGISTRY, RunRecovery

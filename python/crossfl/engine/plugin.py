@@ -1,10 +1,13 @@
 """The StreamFlow plugin: facilities as deployments, and jobs routed to them by name."""
 
+import asyncio
+import contextlib
 from importlib.resources import files
 
 from streamflow.ext.plugin import StreamFlowPlugin
 
 from crossfl.engine import compatibility, shutdown, terminal
+from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.placement import FILTER
 
 
@@ -20,6 +23,9 @@ class CrossFLPlugin(StreamFlowPlugin):
         # First, so that an error from here on is one message too, and harmless.
         shutdown.watch()
         terminal.guard()
+        with contextlib.suppress(RuntimeError):  # no run: `crossfl check` reads a file
+            asyncio.get_running_loop()
+            INTERRUPTION.heed(is_run=True)
         compatibility.check_version()
         # Not at the top: in another version of the engine these imports may fail.
         from streamflow.data import data_manager_classes

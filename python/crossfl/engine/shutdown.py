@@ -10,24 +10,24 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from streamflow.log_handler import logger
 
 from crossfl.engine.compatibility import source_of
+from crossfl.engine.interruption import INTERRUPTION, LIMIT, silence
 
 GRACE = 2.0
 """Seconds that the engine has to end by itself."""
-LIMIT = 25.0
-"""Seconds that it then has to undeploy and to cancel jobs, before the process is ended."""
-MAIN = {"streamflow.main": "_async_run", "streamflow.cwl.runner": "_async_main"}
-"""The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`, by their module."""
 FINAL = ("streamflow.workflow.step", "streamflow.workflow.executor", "streamflow.main")
 """The modules of the engine that log what nothing can recover."""
+OUTERMOST = "main"
+"""The one of them whose message is the last."""
+OURS = Path(__file__).parents[1]
 FINAL_MODULES = {name.rpartition(".")[2] for name in FINAL}
 
 
@@ -41,14 +41,19 @@ class Ending(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide on a record of the engine's log; its tracebacks are for `--debug`."""
-        if self._ending and "crossfl" in record.pathname:
+        debugging: bool = logger.isEnabledFor(logging.DEBUG)
+        if INTERRUPTION.number is not None:
+            if record.levelno >= logging.ERROR and record.module == OUTERMOST:
+                INTERRUPTION.exit()  # in place of what the engine makes of it
+            return debugging
+        if self._ending and Path(record.pathname).is_relative_to(OURS):
             return True  # jobs that are being cancelled, or could not be
         if record.levelno < logging.ERROR:
             return not self._ending
         final = record.module in FINAL_MODULES and not self._ending
         if final:
             self._end_soon()
-        if logger.isEnabledFor(logging.DEBUG):
+        if debugging:
             return True
         message = record.getMessage()
         if not message or message in self._shown or (self._ending and not final):
@@ -62,8 +67,7 @@ class Ending(logging.Filter):
         if not logger.isEnabledFor(logging.DEBUG):
             # The message is being said: no tracebacks of the tasks that are now given up.
             sys.excepthook = _quiet_cancellation
-            sys.unraisablehook = lambda _: None
-            logging.getLogger("asyncio").disabled = True
+        silence()
         with contextlib.suppress(RuntimeError):  # no loop any more: the engine has ended by itself
             asyncio.get_running_loop().call_later(GRACE, self._end)
 
@@ -71,16 +75,11 @@ class Ending(logging.Filter):
         timer = threading.Timer(LIMIT, os._exit, args=(1,))
         timer.daemon = True
         timer.start()
-        for task in asyncio.all_tasks():
-            if getattr(task.get_coro(), "__name__", "") in MAIN.values():
-                task.cancel()
+        INTERRUPTION.end_run()
 
 
 def missing_names() -> Iterator[str]:
     """What this module relies on and the installed engine does not have."""
-    for module, coroutine in MAIN.items():
-        if f"async def {coroutine}(" not in source_of(module):
-            yield f"the coroutine {module}.{coroutine}"
     for module in FINAL:
         if not re.search(r"logger\.(error|exception)\(", source_of(module)):
             yield f"the error messages of {module}"
@@ -97,15 +96,3 @@ def _quiet_cancellation(
 ) -> None:
     if not issubclass(kind, asyncio.CancelledError):
         sys.__excepthook__(kind, error, trace)
-
-
-def interrupt_on_termination() -> None:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: cleanly, undeploying what it deployed.
-
-    The engine handles neither; left to themselves they would end the process on the spot, with
-    its jobs still in the queue. A signal that is ignored (``nohup``) or handled stays as it is.
-    """
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            loop.add_signal_handler(number, os.kill, os.getpid(), signal.SIGINT)

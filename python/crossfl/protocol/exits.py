@@ -15,7 +15,10 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.DONE: "The verb did what it was asked for.",
-    Exit.FAILED: "An unexpected error, with a traceback; of `crossfl check`, a check failed.",
+    Exit.FAILED: (
+        "An unexpected error, which is a bug: a step prints a traceback, any other verb names the "
+        "file with it. Of `crossfl check`: a check failed."
+    ),
     Exit.USAGE: "Wrong usage: a flag is unknown, missing or malformed.",
     Exit.BAD_INPUT: "Bad input or a full disk: one message says what, where and what to do.",
     Exit.INTERRUPTED: "The user interrupted it; what was published stays.",

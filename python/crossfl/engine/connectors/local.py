@@ -17,8 +17,8 @@ from streamflow.deployment.connector.local import LocalConnector as EngineLocalC
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.private import UMASK
-from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
 from crossfl.observe.follow import Follower
@@ -86,13 +86,13 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
 
     async def deploy(self, external: bool) -> None:
         """Start to show progress, unless another deployment has."""
-        interrupt_on_termination()
         await super().deploy(external)
         if journal := self._environment[variables.JOURNAL]:
             try:
                 self._lock = acquire(Path(journal))
             except CrossFLError as error:
                 raise WorkflowDefinitionException(str(error)) from None
+            INTERRUPTION.journals.append(Path(journal))
         cls = FacilityLocalConnector
         cls._deployed += 1
         if cls._follower is None and variables.PROGRESS not in os.environ:

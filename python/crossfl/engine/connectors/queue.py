@@ -33,9 +33,9 @@ from crossfl.engine.connectors.reports import (
     joined,
 )
 from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
+from crossfl.engine.interruption import INTERRUPTION, finish
 from crossfl.engine.private import PrivateFolders
 from crossfl.engine.recovery.registry import REGISTRY
-from crossfl.engine.shutdown import interrupt_on_termination
 from crossfl.engine.transfer import SafeStreams
 from crossfl.protocol.text import printable
 
@@ -81,6 +81,7 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         super().__init__(*args, **kwargs)
         self.queueTimeout = queueTimeout
         self.statusTimeout = statusTimeout
+        self._undeployed = False
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._names: dict[str, str] = {}
         self._reports: dict[str, JobReport] = {}
@@ -102,10 +103,6 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
     def waiting(self) -> str:
         """Why the jobs that wait do so, as the scheduler says; empty where it says nothing."""
         return "; ".join(dict.fromkeys(wait.reason for wait in self._waits.values() if wait.reason))
-
-    async def deploy(self, external: bool) -> None:
-        interrupt_on_termination()
-        await super().deploy(external)
 
     async def _ask(
         self, location: ExecutionLocation, *words: str, seconds: int = QUERY_SECONDS
@@ -138,6 +135,8 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
 
         An interrupt in the midst of a submission still learns the job's id.
         """
+        if self._undeployed:
+            raise WorkflowExecutionException(f"Deployment {self.deployment_name}: the run is over")
         begun, pause = time.monotonic(), float(self.pollingInterval)
         full = False
         while True:
@@ -330,17 +329,25 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         logger.warning(
             f"Deployment {self.deployment_name}: cancelling {self.scheduler} jobs {' '.join(jobs)}"
         )
+        cancellation = INTERRUPTION.cancel(self.deployment_name, self.scheduler, jobs)
         removal = self._remove_jobs(next(iter(locations.values())), jobs)
         try:
             await self._to_the_end(asyncio.wait_for(removal, CANCEL_SECONDS))
+            cancellation.problem = None
         except Exception as error:
+            cancellation.problem = str(error) or type(error).__name__
             logger.error(
                 f"Deployment {self.deployment_name}: could not cancel {self.scheduler} jobs "
-                f"{' '.join(jobs)}; cancel them by hand: {error or type(error).__name__}"
+                f"{' '.join(jobs)}; cancel them by hand: {cancellation.problem}"
             )
 
     async def undeploy(self, external: bool) -> None:
+        self._undeployed = True
+        await finish(self._empty())
+        await super().undeploy(external)
+
+    async def _empty(self) -> None:
+        """Take every job of ours out of the queue, those too whose submission is under way."""
         if self._unfinished:
             await asyncio.wait(self._unfinished, timeout=CANCEL_SECONDS)
         await self._cancel(list(self._scheduled_jobs))
-        await super().undeploy(external)

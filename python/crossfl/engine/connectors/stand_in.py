@@ -1,11 +1,13 @@
 """The stand-in for an absent facility: its jobs are told why they stand in."""
 
 import base64
+import contextlib
 from collections.abc import MutableMapping, MutableSequence
 from typing import Any
 
 from streamflow.core.deployment import Connector, ExecutionLocation
 
+from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.recovery.registry import REGISTRY
 from crossfl.protocol import variables
 
@@ -26,7 +28,9 @@ class StandsIn(Connector):
         if policy and job_name and (reason := policy.absence(job_name)):
             encoded = base64.b64encode(reason.encode()).decode()
             environment = {**(environment or {}), variables.ABSENT: encoded}
-        answer: tuple[str, int] | None = await super().run(
-            location, command, environment, *args, job_name=job_name, **kwargs
-        )
+        answer: tuple[str, int] | None
+        with INTERRUPTION.running(self.deployment_name) if job_name else contextlib.nullcontext():
+            answer = await super().run(
+                location, command, environment, *args, job_name=job_name, **kwargs
+            )
         return answer

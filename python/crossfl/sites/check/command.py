@@ -60,10 +60,14 @@ def main(args: argparse.Namespace) -> int:
         sites = tuple(site for site in sites if site.name in args.facility)
     results = [*federation.results, *(r for site in sites for r in offline.examine(site))]
     if not args.offline:
+        from crossfl.engine.interruption import INTERRUPTION
         from crossfl.sites.check import online
 
         wait = args.wait if args.submit else None
-        results += asyncio.run(online.run(sites, args.file.parent, room=args.room, wait=wait))
+        try:
+            results += asyncio.run(online.run(sites, args.file.parent, room=args.room, wait=wait))
+        except asyncio.CancelledError:
+            INTERRUPTION.exit()
     order = {name: i for i, name in enumerate((args.file.name, *(site.name for site in sites)))}
     results.sort(key=lambda result: order[result.facility])
     if args.format == "json":

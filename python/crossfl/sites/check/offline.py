@@ -29,6 +29,11 @@ def examine(site: Site) -> Iterator[Result]:
         problem = f"{site.script} has no {{{{streamflow_command}}}}"
         yield Result(site.name, "job script", "fail", problem, "bind again")
         return
+    if not text.startswith("#!"):
+        problem = f"{site.script} names no interpreter in its first line"
+        remedy = "begin it with #!/bin/bash -l, as crossfl bind does"
+        yield Result(site.name, "job script", "fail", problem, remedy)
+        return
     yield _lint(site, "job script", "bash -n", BASH, COMMAND.sub("true", text))
     yield _lint(site, "shellcheck", "shellcheck", SHELLCHECK, COMMAND.sub("true", text))
 

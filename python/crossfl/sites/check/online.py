@@ -12,7 +12,7 @@ from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.queue import QueueConnector
 from crossfl.engine.connectors.ssh import SSHConnector
-from crossfl.engine.shutdown import interrupt_on_termination
+from crossfl.engine.interruption import INTERRUPTION
 from crossfl.sites.check.answers import first_line
 from crossfl.sites.check.findings import Result, Site
 from crossfl.sites.check.queue import QueueVisit
@@ -35,7 +35,7 @@ async def run(
         CrossFLError: the engine is not installed.
     """
     engine_validator()
-    interrupt_on_termination()
+    INTERRUPTION.heed(is_run=False)
     for noisy in (logger, logging.getLogger("asyncssh")):  # what they would say, the table says
         noisy.setLevel(logging.CRITICAL)
     wire = asyncio.Lock()

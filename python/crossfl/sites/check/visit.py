@@ -8,14 +8,16 @@ import asyncio
 import base64
 import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 
-from crossfl.engine.connectors.ssh import HostKeyError, SSHConnector
+from crossfl.engine.connectors.login_shell import interpreter
+from crossfl.engine.connectors.ssh import SSHConnector
+from crossfl.engine.connectors.ssh_connection import HostKeyError
 from crossfl.protocol import variables
 from crossfl.sites.check import probe
 from crossfl.sites.check.answers import (
@@ -107,7 +109,7 @@ class Visit:
         self.note(name, finding)
         return finding.status != "fail"
 
-    async def ask(self, script: str, shell: str = "sh") -> tuple[str, int]:
+    async def ask(self, script: str, shell: Sequence[str] = ("sh",)) -> tuple[str, int]:
         """Run a script at the site; what it prints, errors too, and its status.
 
         Raises:
@@ -116,7 +118,11 @@ class Visit:
         code = base64.b64encode(script.encode()).decode()
         answer: tuple[str, int] | None = await self.connector.run(
             location=self.location,
-            command=[f"echo {code} | base64 -d | timeout {LIMIT} {shell}", "2>&1"],
+            command=[
+                f'timeout {LIMIT} {shlex.join(shell)} -c "$(echo {code} | base64 -d)"',
+                "</dev/null",
+                "2>&1",
+            ],
             capture_output=True,
         )
         if answer is None:
@@ -196,8 +202,8 @@ class Visit:
 
         async def check() -> Finding:
             nonlocal answer
-            script = TELL + self.rendered(self.probing("login"))
-            answer, _ = await self.ask(script, "bash -l" if self.site.script else "bash")
+            script = self.rendered(self.probing("login"))
+            answer, _ = await self.ask(TELL + script, interpreter(script))
             if observation := observation_of(answer):
                 return compare_versions(observation)
             lines = [line for line in answer.splitlines() if not line.startswith(probe.MARK)]
