@@ -193,7 +193,7 @@ METHODS: dict[str, Callable[[list[Path], Path], Method]] = {
 
 def memory(key: str) -> int:
     """One line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
     return 0

@@ -98,7 +98,11 @@ def qsub_options() -> argparse.ArgumentParser:
 
 def qsub(words: list[str]) -> None:
     options = qsub_options().parse_args(words)
-    script = sys.stdin.read() if options.script == "-" else Path(options.script).read_text()
+    script = (
+        sys.stdin.read()
+        if options.script == "-"
+        else Path(options.script).read_text(encoding="utf-8")
+    )
     # Directives in the script yield to the command line.
     prefix = options.C or "#PBS"
     for line in script.splitlines():

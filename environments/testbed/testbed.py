@@ -171,7 +171,7 @@ def folder(path: Path, *, mode: int = 0o755, owner: str = "root") -> Path:
 def started_at(pid: int) -> str | None:
     """When the kernel started this process; tells it from a later one with the same number."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()

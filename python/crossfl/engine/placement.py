@@ -45,7 +45,9 @@ def check_placed(document: Mapping[str, Any], path: Path) -> None:
             continue
         job = path.parent / settings
         try:
-            facilities = (yaml.safe_load(job.read_text()) or {}).get("facilities") or []
+            facilities = (yaml.safe_load(job.read_text(encoding="utf-8")) or {}).get(
+                "facilities"
+            ) or []
             names = {facility["name"] for facility in facilities}
         except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
             continue  # another workflow's, or what the engine says better

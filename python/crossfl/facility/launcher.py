@@ -118,9 +118,11 @@ def first_node(environment: Mapping[str, str]) -> str:
     nodes = environment.get("SLURM_JOB_NODELIST")
     if nodes and environment.get("SLURM_JOB_NUM_NODES") != "1":
         command = ["scontrol", "show", "hostnames", nodes]
-        hosts = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        hosts = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace"
+        ).stdout.split()
     elif (path := environment.get("PBS_NODEFILE")) and Path(path).is_file():
-        hosts = Path(path).read_text().split()
+        hosts = Path(path).read_text(encoding="utf-8").split()
     return hosts[0] if len(set(hosts)) > 1 else "127.0.0.1"
 
 

@@ -70,7 +70,7 @@ class Savepoint:
         for number in sorted(steps, reverse=True):
             folder = self._folder / str(number)
             try:
-                document = json.loads((folder / COUNTS).read_text())
+                document = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
                 families = {p.stem: Tensors([p]) for p in sorted(folder.glob("*.safetensors"))}
             except (OSError, ValueError, CrossFLError):
                 continue  # a disk that lost what it had synced: the round begins anew

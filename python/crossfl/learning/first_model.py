@@ -105,7 +105,9 @@ def _settings(config: Path) -> "PreTrainedConfig":
     import crossfl.learning.models.loading  # noqa: F401 (it makes known the configurations that are ours)
 
     try:
-        settings: PreTrainedConfig = AutoConfig.for_model(**json.loads(config.read_text()))
+        settings: PreTrainedConfig = AutoConfig.for_model(
+            **json.loads(config.read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _describes_nothing(config, error) from None
     return settings
@@ -156,7 +158,7 @@ def _vocabulary(config: Path) -> int | None:
 
     from crossfl.learning.models.loading import classifies_images
 
-    values: dict[str, Any] = json.loads(config.read_text())
+    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     if classifies_images(AutoConfig.for_model(**values)):
         return None
     try:

@@ -45,7 +45,7 @@ def base_of(directory: Path) -> Path:
     Raises:
         CrossFLError: it is not there, or it is another one.
     """
-    lora = Lora.parse(json.loads((directory / FILE).read_text()))
+    lora = Lora.parse(json.loads((directory / FILE).read_text(encoding="utf-8")))
     folder = place.resolve(lora.base_model, place.model_root(), variables.MODELS)
     if (actual := weights_digest(folder)) != lora.base_digest:
         raise CrossFLError(
@@ -101,7 +101,7 @@ def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
         CrossFLError: the adapter is not one of this base.
     """
     peft = _peft()
-    lora = Lora.parse(json.loads((directory / FILE).read_text()))
+    lora = Lora.parse(json.loads((directory / FILE).read_text(encoding="utf-8")))
     try:
         with ModelFolder.received(directory, only=()).view() as view:
             network = peft.PeftModel.from_pretrained(base, str(view), is_trainable=True)

@@ -60,4 +60,7 @@ def convert(directory: Path, dtype: torch.dtype) -> None:
         (INDEX, "metadata", {"total_size": total}),
     ):
         if (directory / name).is_file():
-            write_json(directory / name, json.loads((directory / name).read_text()) | {key: value})
+            write_json(
+                directory / name,
+                json.loads((directory / name).read_text(encoding="utf-8")) | {key: value},
+            )

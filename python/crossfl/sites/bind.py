@@ -11,13 +11,18 @@ from crossfl.sites.settings import places_of
 from crossfl.sites.streamflow_file import compose
 from crossfl.storage.files import write_files
 
-ROOT = Path(__file__).resolve().parents[3]
-"""The repository, with its environments and workflows."""
+SHARE = Path(__file__).parents[1] / "share"
+"""Where the environments and workflows lie: in a checkout, links to those of the repository."""
 
 
 def ours(path: Path) -> bool:
     """Whether an earlier binding made this file."""
-    return path.is_file() and MARK in path.read_text(errors="replace")
+    return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _shared(name: str) -> Path:
+    """A folder that comes with the package, as seen from the current one."""
+    return Path(os.path.relpath((SHARE / name).resolve()))
 
 
 def stale(out: Path, files: Mapping[Path, bytes]) -> Iterator[Path]:
@@ -55,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workflow", type=Path, help="CWL workflow; default: workflows/federated.cwl"
     )
     parser.add_argument(
-        "--environments", type=Path, help="folder of environments; default: the repository's"
+        "--environments",
+        type=Path,
+        help="folder of environments; default: those that come with crossfl",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("streamflow.yml"), help="StreamFlow file to write"
@@ -75,9 +82,8 @@ def main(args: argparse.Namespace) -> None:
     if not out.parent.is_dir() or out.is_dir():
         raise CrossFLError(f"{out} cannot be a file: make {out.parent}, or choose another --output")
     places, vm = places_of(args.facility or [], args.set, args.settings, args.job)
-    repository = Path(os.path.relpath(ROOT))
-    workflow = args.workflow or repository / "workflows" / "federated.cwl"
-    environments = args.environments or repository / "environments"
+    workflow = args.workflow or _shared("workflows") / "federated.cwl"
+    environments = args.environments or _shared("environments")
     files = compose(places, vm, environments, workflow, args.job, out)
     if not args.force and (foreign := [path for path in files if path.exists() and not ours(path)]):
         raise CrossFLError(

@@ -49,18 +49,24 @@ class Environment:
                 f"no environment {name!r} in {root}: choose one of {', '.join(known)}, "
                 "for example with --facility NAME=slurm"
             )
-        own = yaml.safe_load((root / name / "deployment.yml").read_text())
+        own = yaml.safe_load((root / name / "deployment.yml").read_text(encoding="utf-8"))
         base = own.get("base", name)
-        parent = yaml.safe_load((root / base / "deployment.yml").read_text())
+        parent = yaml.safe_load((root / base / "deployment.yml").read_text(encoding="utf-8"))
         defaults = {**(parent.get("settings") or {}), **(own.get("settings") or {})}
         # Directives come before commands, hence the header; what ends every job comes last.
         parts = [root / base / "header.sh", root / name / "train.sh", root / "footer.sh"]
         has_script = (root / name / "train.sh").is_file()
-        endings = {way: (root / f"{way}.sh").read_text() for way in WAYS} if has_script else {}
+        endings = (
+            {way: (root / f"{way}.sh").read_text(encoding="utf-8") for way in WAYS}
+            if has_script
+            else {}
+        )
         return cls(
             name=name,
             deployments=parent["deployments"],
-            script="".join(p.read_text() for p in parts if p.is_file()) if has_script else "",
+            script="".join(p.read_text(encoding="utf-8") for p in parts if p.is_file())
+            if has_script
+            else "",
             endings=endings,
             defaults={k: None if v is None else str(v) for k, v in defaults.items()},
         )

@@ -91,7 +91,7 @@ def read_settings(path: Path) -> dict[str, dict[str, str]]:
     """
     try:
         # Not even numbers are converted: 01:00:00 is a time, and no sum of seconds.
-        document = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CrossFLError(f"{path} cannot be read as a settings file: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(v, dict) for v in document.values()):

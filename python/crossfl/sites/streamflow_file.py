@@ -132,7 +132,7 @@ def read(path: Path) -> dict[str, Any]:
         CrossFLError: it cannot be read, or it is another kind of file.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CrossFLError(f"{path} cannot be read as a StreamFlow file: {error}") from None
     if not isinstance(document, dict):
@@ -154,7 +154,7 @@ def steps_of(workflow: Path, prefix: str = "") -> set[str]:
         CrossFLError: one of the workflows cannot be read.
     """
     try:
-        document = yaml.safe_load(workflow.read_text())
+        document = yaml.safe_load(workflow.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CrossFLError(f"{workflow} cannot be read as a CWL workflow: {error}") from None
     if not isinstance(document, dict):

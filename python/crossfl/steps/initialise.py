@@ -83,7 +83,7 @@ def initialise(
 def _inventory(path: Path | None) -> Any:
     """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
     if path is None or path.is_file():
-        return path and json.loads(path.read_text())
+        return path and json.loads(path.read_text(encoding="utf-8"))
     paths = [file for file in path.rglob("*") if file.is_file()]
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in paths}
 
@@ -168,7 +168,11 @@ def _configuration(
         "local_steps": args.local_steps,
         "facilities": {f.name: f.asdict() for f in facilities},
         "aggregation": aggregation.asdict()
-        | ({"signers": Path(aggregation.signers).read_text()} if aggregation.signers else {}),
+        | (
+            {"signers": Path(aggregation.signers).read_text(encoding="utf-8")}
+            if aggregation.signers
+            else {}
+        ),
         "lora": lora.asdict() if lora else None,
     }
 

@@ -36,8 +36,8 @@ class Job:
             CrossFLError: the file cannot be read, or a field is missing or not as it should be.
         """
         try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise CrossFLError(f"{path} cannot be read as a job file: {error}") from None
         if not isinstance(values, dict):
             raise CrossFLError(f"{path} is not a job file: it holds no fields")

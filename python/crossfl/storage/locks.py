@@ -23,7 +23,7 @@ def acquire(journal: Path) -> IO[str]:
     """
     try:
         journal.mkdir(parents=True, exist_ok=True)
-        lock = (journal / JOURNAL_LOCK).open("a+")
+        lock = (journal / JOURNAL_LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise CrossFLError(
             f"the journal cannot be written: {journal}: {error.strerror}. Rounds that were "

@@ -165,7 +165,13 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
         )
         if host not in all_sessions:
             all_sessions[host] = Sessions(
-                cls_context=functools.partial(Context, connector=self),
+                cls_context=functools.partial(
+                    Context,
+                    deployment=self.deployment_name,
+                    known_hosts=self.known_hosts,
+                    retries=self.retries,
+                    retry_delay=self.retryDelay,
+                ),
                 streamflow_config_dir=self.config_dir,
                 config=transfer or self.nodes[host],
                 max_concurrent_sessions=self.maxConcurrentSessions,

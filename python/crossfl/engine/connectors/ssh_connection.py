@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncssh
 from streamflow.core.exception import UnrecoverableWorkflowException, WorkflowExecutionException
@@ -21,9 +21,6 @@ from streamflow.deployment.connector.ssh import (
     parse_hostname,
 )
 from streamflow.log_handler import logger
-
-if TYPE_CHECKING:
-    from crossfl.engine.connectors.ssh import SSHConnector
 
 KEEPALIVE_SECONDS = 15
 """A connection that is silent for four times this long is dead, and said to be so."""
@@ -60,17 +57,28 @@ class HostKeyError(MisconfiguredError):
 class Context(SSHContext):
     """One connection to a host, which says what is wrong with it."""
 
-    def __init__(self, *args: Any, connector: SSHConnector, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        deployment: str,
+        known_hosts: Path,
+        retries: int,
+        retry_delay: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._ssh_connection: asyncssh.SSHClientConnection | None = None
-        self._connector = connector
+        self._deployment = deployment
+        self._known_hosts = known_hosts
+        self._retries = retries
+        self._retry_delay = retry_delay
         self._lock = asyncio.Lock()
         self._given_up: tuple[float, UnreachableError] | None = None
 
     @property
     def where(self) -> str:
         """The deployment and the host, for messages."""
-        return f"Deployment {self._connector.deployment_name}, host {self.get_hostname()}"
+        return f"Deployment {self._deployment}, host {self.get_hostname()}"
 
     async def get_connection(self) -> asyncssh.SSHClientConnection | None:
         async with self._lock:
@@ -86,7 +94,7 @@ class Context(SSHContext):
                     self._ssh_connection = await self._try()
 
     async def _connect(self) -> asyncssh.SSHClientConnection | None:
-        delay, retries = self._connector.retryDelay, self._connector.retries
+        delay, retries = self._retry_delay, self._retries
         if self._given_up and time.monotonic() - self._given_up[0] < retries * delay:
             # The engine asks for several things at once: one answer is enough for all of them.
             raise self._given_up[1]
@@ -113,8 +121,8 @@ class Context(SSHContext):
         if config is None:
             return None
         host, port = parse_hostname(config.hostname)
-        where = f"Deployment {self._connector.deployment_name}, host {config.hostname}"
-        trusted = self._connector.known_hosts
+        where = f"Deployment {self._deployment}, host {config.hostname}"
+        trusted = self._known_hosts
         unknown = HostKeyError(
             f"{where}: unknown host, no key of it in {trusted}. Compare its fingerprint with the "
             f"site's, then: ssh-keyscan -p {port} {host} >> {trusted}"

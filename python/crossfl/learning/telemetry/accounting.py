@@ -108,7 +108,7 @@ def _read_packages() -> dict[str, tuple[float, float]]:
         if folder.name.count(":") == 1:
             try:
                 now, wrap = (
-                    int((folder / name).read_text()) / 1e6
+                    int((folder / name).read_text(encoding="utf-8")) / 1e6
                     for name in ("energy_uj", "max_energy_range_uj")
                 )
             except (OSError, ValueError):

@@ -17,7 +17,7 @@ SHELLCHECK = ("shellcheck", "--shell=bash", "--severity=warning", "--format=gcc"
 
 def examine(site: Site) -> Iterator[Result]:
     """Check the settings and the job script of one site."""
-    text = site.script.read_text() if site.script else ""
+    text = site.script.read_text(encoding="utf-8", errors="replace") if site.script else ""
     yield _settings(site, text)
     if site.script is None:
         if site.kind != "crossfl.local":
@@ -49,7 +49,9 @@ def _settings(site: Site, script: str) -> Result:
 def _lint(site: Site, check: str, tool: str, command: tuple[str, ...], script: str) -> Result:
     if not shutil.which(command[0]):
         return Result(site.name, check, "skip", f"{command[0]} is not installed here")
-    process = subprocess.run(command, input=script, capture_output=True, text=True)
+    process = subprocess.run(
+        command, input=script, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if process.returncode == 0:
         return Result(site.name, check, "pass", f"{tool} finds nothing")
     problem = (process.stdout + process.stderr).strip().splitlines()[0]

@@ -143,7 +143,11 @@ class QueueVisit(Visit):
 
     async def _pbs_queue(self) -> Finding:
         """Whether the queue is open: PBS has no way to try a submission."""
-        script = self.site.script.read_text() if self.site.script else ""
+        script = (
+            self.site.script.read_text(encoding="utf-8", errors="replace")
+            if self.site.script
+            else ""
+        )
         directive = re.search(r"^#PBS\s+-q\s+(\S+)", script, re.MULTILINE)
         service = self.connector.services.get(self.site.service)
         queue = (service and service.destination) or (directive and directive[1])

@@ -259,5 +259,5 @@ class Visit:
 
     def probing(self, where: str) -> str:
         """The command that runs the probe."""
-        source = Path(probe.__file__).read_text()
+        source = Path(probe.__file__).read_text(encoding="utf-8")
         return shlex.join(["python", "-c", source, where, *self.site.datasets])
