@@ -10,6 +10,7 @@ from msgspec import inspect
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import DIGEST, NAME, SEALED, Record, bare, fields_of
 from crossfl.protocol.manifest import EvaluationManifest
+from crossfl.protocol.records import Aggregation
 
 PATTERNS = {
     NAME: r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
@@ -28,6 +29,8 @@ def records(kind: type[Record]) -> st.SearchStrategy[Record]:
         try:
             return kind(**arguments)
         except CrossFLError:
+            if kind is Aggregation:
+                return kind(**arguments | {"closes": "all"})
             mended = arguments | {"reason": "its status asks for one"}
             if kind is EvaluationManifest and mended["status"] == "absent":
                 mended |= {"metrics": None, "completions": ()}
@@ -47,6 +50,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.floats(kind.ge, kind.lt or most, exclude_max=kind.lt is not None)
         case inspect.BoolType():
             return st.booleans()
+        case inspect.UnionType():
+            return st.one_of(*map(values, kind.types))
         case inspect.LiteralType():
             return st.sampled_from(kind.values)
         case inspect.StrType(pattern=str() as pattern):

@@ -21,7 +21,7 @@ NAMES = {"IntType": "int", "FloatType": "double", "StrType": "string", "BoolType
 def _cwl_type(field: Field) -> Any:
     if field.choices:
         enum = {"type": "enum", "name": field.name, "symbols": list(field.choices)}
-        return enum if field.required else ["null", enum]
+        return enum if field.required else ["null", enum, *(["int"] if field.counts else [])]
     name = "File" if field.name == "signers" else NAMES[type(field.item).__name__]
     return name + ("[]" if field.many else "") + ("" if field.required else "?")
 

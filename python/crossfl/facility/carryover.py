@@ -1,8 +1,9 @@
 """What a facility keeps from one round to the next, and never sends.
 
-It lies under `CROSSFL_STATE/<facility>/<name>-<data seed>/<federation>-<round>`. A round goes on
-from what the last one left whose update counted: what was left by one that was refused, or skipped,
-or is tried again, is as if it had never been.
+It lies under `CROSSFL_STATE/<facility>/<name>-<data seed>/<federation>-<round>`, where the round is
+that of the task, in whichever round its update counts. A task goes on from what the last one left
+whose update counted: what was left by one that was refused, or skipped, or is tried again, is as if
+it had never been.
 
 One of these things is the residual of an encoding, for error feedback: Seide et al. 2014;
 Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847.

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, inspect
@@ -99,6 +99,11 @@ class Field:
         return isinstance(self.kind, inspect.VarTupleType)
 
     @property
+    def counts(self) -> bool:
+        """Whether a whole number may stand in place of one of the choices."""
+        return isinstance(self.kind, inspect.UnionType)
+
+    @property
     def item(self) -> inspect.Type:
         """The type of one value of a list; otherwise that of the value."""
         kind = self.kind
@@ -128,7 +133,8 @@ class Field:
             ) from None
         except msgspec.ValidationError as error:
             if self.choices:
-                shown, demand = quoted(value), f"choose one of {', '.join(self.choices)}"
+                number = ", or give a whole number from 1 on" if self.counts else ""
+                shown, demand = quoted(value), f"choose one of {', '.join(self.choices)}{number}"
             else:
                 shown, demand = _complaint(self.kind, value, strict, str(error))
             raise CrossFLError(f"{record}.{self.name} is {shown}: {demand}") from None
@@ -248,6 +254,8 @@ def _choices(hint: Any) -> tuple[str, ...]:
     """The values of a `Literal`, in the order declared, which msgspec does not keep."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
+    if get_origin(hint) is Union:
+        return tuple(choice for member in get_args(hint) for choice in _choices(member))
     values = get_args(hint) if get_origin(hint) is Literal else ()
     return tuple(value for value in values if isinstance(value, str))
 

@@ -39,8 +39,8 @@ def add_flags(
             flag(field.name),
             dest=_destination(record, field),
             required=field.required and not optional,
-            choices=field.choices or None,
-            metavar=None if field.choices else WORDS[type(field.item)],
+            choices=None if field.counts else field.choices or None,
+            metavar=_metavar(field),
             nargs="?" if switch else None,
             const="true" if switch else None,
             help=field.described.replace("%", "%%"),
@@ -84,6 +84,12 @@ def from_words(words: Iterable[str], record: type[R]) -> R:
             raise CrossFLError(f"{label_of(record)}: {quoted(name)} is given twice")
         values[name] = value
     return record.parse(values)
+
+
+def _metavar(field: Field) -> str | None:
+    if field.counts:
+        return "{" + ",".join((*field.choices, WORDS[inspect.IntType])) + "}"
+    return None if field.choices else WORDS[type(field.item)]
 
 
 def _destination(record: type[Record], field: Field) -> str:

@@ -85,7 +85,8 @@ def _type_lines(field: Field) -> list[str]:
         return [f"    type: {name}{many}{optional}"]
     symbols = f"[{', '.join(field.choices)}]"
     enum = f"{{type: enum, name: {field.name}, symbols: {symbols}}}"
-    line = f"    type: {enum}" if field.required else f'    type: ["null", {enum}]'
+    number = ", int" if field.counts else ""
+    line = f"    type: {enum}" if field.required else f'    type: ["null", {enum}{number}]'
     if len(line) <= LONGEST_LINE:
         return [line]
     head = "      - " if not field.required else "      "

@@ -25,7 +25,10 @@ from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
 LARGEST_LINE = 16 << 20
 """Bytes of the line of one round; more is refused unread."""
 
-FacilityStatus = Literal["complete", "partial", "absent", "refused", "unused"]
+FacilityStatus = Literal["complete", "partial", "absent", "late", "refused", "unused"]
+
+COUNTED = ("complete", "partial")
+"""States of an update that is in the model."""
 
 
 class FacilityEntry(Record, frozen=True, kw_only=True):
@@ -35,8 +38,15 @@ class FacilityEntry(Record, frozen=True, kw_only=True):
     norm: Annotated[Amount | None, doc("L2 norm of the delta.")] = None
     status: Annotated[
         FacilityStatus,
-        doc("Whether the update counted whole or in part, or was absent, refused or unused."),
+        doc(
+            "Whether the update counted whole or in part, was absent, refused or unused, or is "
+            "late: its job goes on, and a later round takes it."
+        ),
     ]
+    staleness: Annotated[
+        Natural,
+        doc("Rounds between the one whose task the update is for and the one in which it counted."),
+    ] = 0
     reason: Annotated[Reason | None, doc("Why it did not count, or not whole.")] = None
     tokens: Annotated[Count, doc("Tokens that counted in the loss.")] = 0
     samples: Annotated[Count, doc("Samples trained on.")] = 0

@@ -114,8 +114,11 @@ class UpdateManifest(Manifest, frozen=True, kw_only=True, tag="update", tag_fiel
     round: Annotated[Positive, doc("Round that the update is for.")]
     base: Annotated[Digest, doc("Digest of the global model that training started from.")]
     status: Annotated[
-        Literal["complete", "partial", "absent"],
-        doc("Whether all steps were taken, some of them, or none."),
+        Literal["complete", "partial", "absent", "late"],
+        doc(
+            "Whether all steps were taken, some of them, or none; late where the job goes on and a "
+            "later round takes its update."
+        ),
     ]
     reason: Annotated[Reason | None, doc("Why the update is not complete.")] = None
     tokens: Annotated[Count, doc("Tokens that counted in the loss.")] = 0

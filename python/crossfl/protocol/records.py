@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import (
     LARGEST_INT,
     Amount,
@@ -29,6 +30,10 @@ from crossfl.protocol.fields import (
 BYTES = "bytes"
 """The tokenizer that is not a directory."""
 Schedule = Literal["constant", "linear", "cosine"]
+Closing = Literal["all", "running", "first"] | Positive
+"""When a round closes: a rule, or a number of seconds."""
+INCREMENTAL = ("fedavg", "fedavgm", "diloco")
+"""Server optimizers that can step for one update as well as for those of everybody."""
 
 
 class Facility(Record, frozen=True, kw_only=True):
@@ -72,7 +77,7 @@ class Task(Record, frozen=True, kw_only=True):
         Name, doc("Mark of the federation on what the facility keeps and delivers for it.")
     ]
     counted: Annotated[
-        Natural, doc("Last round in which an update of this facility counted; 0, none did.")
+        Natural, doc("Round of the task of its last update that counted; 0, none did.")
     ] = 0
     attempts: Annotated[
         Positive, doc("Times that the job is tried before the facility counts as absent.")
@@ -237,7 +242,11 @@ class Aggregation(Record, frozen=True, kw_only=True):
         Natural, doc("Facilities that trimmed_mean, krum and multi_krum are to withstand.")
     ] = 1
     quorum: Annotated[
-        Positive | None, doc("Updates that a round needs; unset, one from every facility.")
+        Positive | None,
+        doc(
+            "Updates that a round needs; unset, one from every facility, or one at all where "
+            "rounds do not wait for everybody."
+        ),
     ] = None
     quorum_share: Annotated[
         Share | None,
@@ -263,6 +272,17 @@ class Aggregation(Record, frozen=True, kw_only=True):
             "3 updates on) and over that of the facility's own last rounds."
         ),
     ] = 10.0
+    closes: Annotated[
+        Closing,
+        doc(
+            "When a round closes: all, everybody has delivered or is absent; running, all whose "
+            "jobs run have; first, one has; or after so many seconds. Who is late goes on, and a "
+            "later round takes the update."
+        ),
+    ] = "all"
+    grace_seconds: Annotated[
+        Seconds, doc("Seconds that a round stays open once running or first would close it.")
+    ] = 60.0
     target_loss: Annotated[
         Number | None,
         doc("Stop when the mean validation loss (nats per token) is no more than this."),
@@ -277,6 +297,31 @@ class Aggregation(Record, frozen=True, kw_only=True):
             "facility's key count."
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.waits_for_all:
+            return
+        unfit = None
+        if self.aggregation_rule != "mean":
+            unfit = f"{self.aggregation_rule} compares the updates of all: use mean"
+        elif self.server_optimizer not in INCREMENTAL:
+            unfit = (
+                f"{self.server_optimizer} steps once for the updates of all: use one of "
+                f"{', '.join(INCREMENTAL)}"
+            )
+        elif self.max_share is not None:
+            unfit = "max_share is a share of the updates of all: leave it out"
+        if unfit:
+            raise CrossFLError(
+                f"aggregation.closes is {self.closes}, and rounds close before all have delivered; "
+                f"{unfit}, or closes: all"
+            )
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a round waits until everybody has delivered or is absent."""
+        return self.closes == "all"
 
     def learning_rate(self, default: float) -> float:
         """The server learning rate in force, given that of the server optimizer."""

@@ -36,7 +36,7 @@ from crossfl.protocol.records import (
     Task,
     Training,
 )
-from crossfl.protocol.state import FacilityLedger, PastNorm, ServerState
+from crossfl.protocol.state import FacilityLedger, OpenTask, PastNorm, ServerState
 from crossfl.protocol.variables import VARIABLES
 
 FOLDER = Path("docs/reference")
@@ -51,7 +51,7 @@ PARTS = (
     TaskMetrics,
     TrainingMetrics,
 )
-HISTORY = (RoundEntry, FacilityEntry, ServerState, FacilityLedger, PastNorm, Event)
+HISTORY = (RoundEntry, FacilityEntry, ServerState, FacilityLedger, OpenTask, PastNorm, Event)
 LARGE = 1e15
 """Limits from here on only keep numbers exact or finite, and are not told."""
 
@@ -142,9 +142,7 @@ def _page(title: str, introduction: str, sections: Sequence[str]) -> str:
 
 
 def _section(title: str, record: type[Record]) -> str:
-    rows = [
-        (f"`{f.name}`", type_of(f.kind, f.choices), _default(f), f.doc) for f in fields_of(record)
-    ]
+    rows = [(f"`{f.name}`", _type(f), _default(f), f.doc) for f in fields_of(record)]
     table = _table(("Field", "Type", "Default", "Meaning"), rows)
     return f"## {title}\n\n{summary(record)}\n\n{table}"
 
@@ -163,6 +161,10 @@ def _default(field: Field) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return f"`{default}`" if isinstance(default, int | float | str) and default != "" else "empty"
+
+
+def _type(field: Field) -> str:
+    return type_of(field.kind, field.choices) + (" \\| int ≥ 1" if field.counts else "")
 
 
 def _inner(kind: inspect.Type) -> str:

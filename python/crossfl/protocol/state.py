@@ -19,16 +19,17 @@ from crossfl.protocol.fields import (
     Loss,
     Name,
     Natural,
+    Positive,
     Reason,
     Record,
     Time,
     doc,
 )
 from crossfl.protocol.manifest import FORMAT
-from crossfl.protocol.records import Aggregation, Retention
+from crossfl.protocol.records import Aggregation, Allowance, Retention
 from crossfl.protocol.seeds import derive_seed
 
-LARGEST_STATE = 16 << 20
+LARGEST_STATE = 64 << 20
 """Bytes of the document of a state; more is refused unread."""
 MOST_PAST_NORMS = 5
 """Rounds of a facility whose norms are remembered."""
@@ -43,11 +44,25 @@ class PastNorm(Record, frozen=True, kw_only=True):
     ]
 
 
+class OpenTask(Record, frozen=True, kw_only=True):
+    """A task whose update is late: it may still count, once."""
+
+    round: Annotated[Positive, doc("Round of the task.")]
+    base: Annotated[Digest, doc("Digest of the global model that the task starts from.")]
+    version: Annotated[Count, doc("Updates that had counted when the task was issued.")]
+    allowance: Annotated[
+        Allowance | None, doc("What the update may claim; unset where it was not told.")
+    ] = None
+
+
 class FacilityLedger(Record, frozen=True, kw_only=True):
     """What is remembered of a facility's updates that counted."""
 
     samples: Annotated[Count, doc("Samples trained on, in all rounds.")] = 0
-    counted: Annotated[Natural, doc("Last round in which an update counted; 0, none did.")] = 0
+    steps: Annotated[Count, doc("Optimizer steps taken, in all rounds.")] = 0
+    counted: Annotated[
+        Natural, doc("Round of the task of the last update that counted; 0, none did.")
+    ] = 0
     last_tokens: Annotated[Count, doc("Tokens of the last update.")] = 0
     last_samples: Annotated[Count, doc("Samples of the last update.")] = 0
     last_steps: Annotated[Count, doc("Steps of the last update.")] = 0
@@ -56,6 +71,15 @@ class FacilityLedger(Record, frozen=True, kw_only=True):
         tuple[PastNorm, ...],
         Meta(max_length=MOST_PAST_NORMS),
         doc("Norms of the last updates, oldest first."),
+    ] = ()
+    credit: Annotated[
+        Amount | None,
+        doc("Weight of the facility's next update; unset where rounds wait for everybody."),
+    ] = None
+    open: Annotated[
+        tuple[OpenTask, ...],
+        Meta(max_length=10_000),
+        doc("Tasks whose updates are late, oldest first."),
     ] = ()
 
     def with_norm(self, past: PastNorm) -> "FacilityLedger":
@@ -73,6 +97,11 @@ class ServerState(Record, frozen=True, kw_only=True):
     started: Annotated[Time, doc("When the federation was initialised, in seconds since 1970.")]
     model: Annotated[Digest, doc("Digest of the current global model.")]
     round: Annotated[Natural, doc("Rounds finished.")] = 0
+    updates: Annotated[Count, doc("Updates that have counted.")] = 0
+    participations: Annotated[
+        Natural, doc("Times that as many updates counted as the federation has members.")
+    ] = 0
+    towards: Annotated[Natural, doc("Updates that have counted since the last such time.")] = 0
     run: Annotated[Name | None, doc("Name of the run in the journal; unset without one.")] = None
     retention: Annotated[Retention, doc("Which rounds the journal keeps.")] = Retention()
     held: Annotated[
@@ -117,9 +146,18 @@ class ServerState(Record, frozen=True, kw_only=True):
         target = self.aggregation.target_loss
         return target is not None and self.loss is not None and self.loss <= target
 
+    @property
+    def finished(self) -> int:
+        """How many of the `rounds` to run are done.
+
+        Where rounds close before all have delivered, as many updates as there are members make one.
+        """
+        return self.round if self.aggregation.waits_for_all else self.participations
+
     def more(self, now: float) -> bool:
         """Whether another round follows: rounds and time are left, the target is not met."""
-        return self.round < self.rounds and not self.is_target_met() and not self.out_of_time(now)
+        left = self.finished < self.rounds
+        return left and not self.is_target_met() and not self.out_of_time(now)
 
     def ledger_of(self, facility: str) -> FacilityLedger:
         """What is remembered of a facility; of a new one, nothing."""

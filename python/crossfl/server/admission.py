@@ -10,7 +10,7 @@ from crossfl.errors import CrossFLError
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Aggregation, Allowance
 from crossfl.protocol.schedule import effective_steps
-from crossfl.protocol.state import ServerState
+from crossfl.protocol.state import OpenTask, ServerState
 from crossfl.server import bounds
 from crossfl.server.deliveries import Exclusion, identified, refusal, shown_reason
 from crossfl.storage import delta, manifest, signature
@@ -38,6 +38,8 @@ class Update:
     delta: Delta
     allowance: Allowance | None
     """What its facility was asked for; None where an update may be anyone's."""
+    version: int = 0
+    """Updates that had counted when its task was issued."""
 
     @property
     def facility(self) -> str:
@@ -69,7 +71,7 @@ class Update:
         return effective_steps(self.allowance, steps) if self.allowance else float(steps)
 
     def loss(self) -> float | None:
-        """Validation loss of the round's base at the facility, in nats per token, if it gave it."""
+        """Validation loss of the task's base at the facility, in nats per token, if it gave it."""
         validation = self.manifest.metrics.validation
         return None if validation is None else validation.loss
 
@@ -119,17 +121,21 @@ def admit(
         try:
             stated = identified(path, UpdateManifest, facility, state)
             manifest.check(path, stated, only=())
-            bounds.check_claims(stated, allowance, state.aggregation)
-            if stated.status == "absent":
+            tasks = state.ledger_of(stated.facility).open
+            late = next((task for task in tasks if task.round == stated.round), None)
+            asked_for = late.allowance if late else allowance
+            bounds.check_claims(stated, asked_for, state.aggregation)
+            if stated.status == "absent" or stated.status == "late":
                 reason = shown_reason(stated.reason or "")
-                excluded.append(Exclusion(stated.facility, "absent", reason))
+                excluded.append(Exclusion(stated.facility, stated.status, reason))
                 continue
             signature.check(path, stated.facility, signers)
-            _check_base(stated, state, weights)
+            _check_base(stated, state, late, weights)
             delivered = Delta(path)
             delivered.check(weights.floats())
-            known = allowance or members.get(stated.facility)
-            admitted.append(Update(path, stated, delivered, known))
+            known = asked_for or members.get(stated.facility)
+            version = late.version if late else state.updates
+            admitted.append(Update(path, stated, delivered, known, version))
         except (CrossFLError, OSError, RuntimeError, ValueError) as error:
             # Also what a directory of odd names, depths or sizes makes of reading it.
             name = facility or (stated.facility if stated else "")
@@ -156,16 +162,18 @@ def check_sums(updates: Sequence[Update], sums: Mapping[Path, str]) -> dict[str,
     return reasons
 
 
-def _check_base(stated: UpdateManifest, state: ServerState, weights: Tensors) -> None:
+def _check_base(
+    stated: UpdateManifest, state: ServerState, late: OpenTask | None, weights: Tensors
+) -> None:
     """Which round and model an update is for, and which files it may have: deltas of the model's.
 
     Raises:
         CrossFLError: it is for another one, or has another file.
     """
-    if stated.round != state.round + 1:
+    if late is None and stated.round != state.round + 1:
         raise CrossFLError(f"it is for round {stated.round}, this is {state.round + 1}")
-    if stated.base != state.model:
-        raise CrossFLError("it starts from another model than this round's")
+    if stated.base != (late.base if late else state.model):
+        raise CrossFLError("it starts from another model than its round's")
     names = {delta.file_name(file.path.name) for file in weights.files}
     if unknown := sorted(stated.files.keys() - names):
         raise CrossFLError(f"it lists {unknown[0]!r}, which is no delta of a file of the model")

@@ -50,12 +50,12 @@ class Measured(Protocol):
 def check_claims(
     stated: UpdateManifest, allowance: Allowance | None, aggregation: Aggregation
 ) -> None:
-    """Check what an update claims of its training; an absent one's claims are ignored.
+    """Check what an update claims of its training; those of one that is not there are ignored.
 
     Raises:
         CrossFLError: it claims more than was asked, or nothing where it needs a weight.
     """
-    if stated.status == "absent":
+    if stated.status in ("absent", "late"):
         return
     if allowance is not None:
         if stated.status == "complete" and stated.steps != allowance.steps:
@@ -117,6 +117,12 @@ def check_norms(
         allowed = {update.facility: update.effective_steps_of_task for update in updates}
     norms = {f: math.sqrt(s) for f, s in squares.items() if math.isfinite(s)}
     cohort = [(norm, steps[f]) for f, norm in norms.items() if norm <= most]
+    if not rules.waits_for_all:  # few updates come at once: those before them say what is usual
+        cohort += [
+            (past.norm, past.effective_steps)
+            for known in state.ledger.values()
+            for past in known.recent
+        ]
     for facility in squares:
         norm = norms.get(facility)
         if norm is None:

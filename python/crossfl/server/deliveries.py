@@ -22,10 +22,10 @@ M = TypeVar("M", UpdateManifest, EvaluationManifest)
 
 @dataclass(frozen=True)
 class Exclusion:
-    """An update that does not count: whose it is, whether absent, refused or unused, and why."""
+    """An update that does not count in this round: whose it is, and why."""
 
     facility: str
-    status: Literal["absent", "refused", "unused"]
+    status: Literal["absent", "late", "refused", "unused"]
     reason: str
     manifest: UpdateManifest | None = None
     """What it states of itself, where that may be shown."""

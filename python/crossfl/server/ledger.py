@@ -10,21 +10,22 @@ from crossfl.server.admission import Update
 
 def counted(
     ledger: Mapping[str, FacilityLedger],
-    number: int,
     updates: Sequence[Update],
     norms: Mapping[str, float],
 ) -> dict[str, FacilityLedger]:
-    """The ledger after the updates of a round have counted."""
+    """The ledger after updates have counted, each of which closes its task."""
     renewed = with_losses(ledger, updates)
     for update in updates:
         before, stated = renewed.get(update.facility, FacilityLedger()), update.manifest
         past = PastNorm(norm=norms[update.facility], effective_steps=update.effective_steps)
         renewed[update.facility] = before.with_norm(past).replace(
             samples=min(before.samples + stated.samples, LARGEST_COUNT),
-            counted=number,
+            steps=min(before.steps + stated.steps, LARGEST_COUNT),
+            counted=stated.round,
             last_tokens=stated.tokens,
             last_samples=stated.samples,
             last_steps=stated.steps,
+            open=tuple(task for task in before.open if task.round != stated.round),
         )
     return renewed
 

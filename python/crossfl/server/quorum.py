@@ -35,7 +35,8 @@ def check_quorum(
     rules = state.aggregation
     others = [e for e in excluded if asked is None or e.facility in {*asked, *state.held}]
     everyone = len(updates) + len(others)
-    needed = rules.quorum or (everyone if rules.quorum_share is None else 1)
+    all_of_them = everyone if rules.waits_for_all and rules.quorum_share is None else 1
+    needed = rules.quorum or all_of_them
     share = share_present(updates, others, state)
     if len(updates) < needed:
         why = f"the quorum is {needed}"

@@ -37,6 +37,11 @@ def resume(
             f"{aggregation.server_optimizer}, which remembers other things: begin anew, from its "
             "model"
         )
+    if state.aggregation.waits_for_all != aggregation.waits_for_all:
+        raise CrossFLError(
+            f"a run with closes: {state.aggregation.closes} cannot go on with closes: "
+            f"{aggregation.closes}, which counts rounds otherwise: begin anew, from its model"
+        )
     wanted = state.replace(
         rounds=rounds, aggregation=server_state.without_path(aggregation), retention=retention
     )

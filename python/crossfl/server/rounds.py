@@ -14,14 +14,13 @@ from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManife
 from crossfl.protocol.records import Allowance
 from crossfl.protocol.state import FacilityLedger, ServerState
 from crossfl.protocol.text import printable
-from crossfl.server import admission, ledger
+from crossfl.server import admission, ledger, merging
 from crossfl.server import state as server_state
 from crossfl.server.admission import Update, UpdatesRefused
 from crossfl.server.averaging.average import Averaging
 from crossfl.server.averaging.walk import PIECE
 from crossfl.server.deliveries import Exclusion, shown_reason
 from crossfl.server.quorum import BelowQuorumError, check_quorum
-from crossfl.server.shares import shares
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.files import link, link_tree, publish
@@ -52,6 +51,8 @@ class Waiting:
     """The round is below its quorum; who is missing is to be asked again."""
 
     state: ServerState
+    seconds: float
+    """Seconds to wait before that; 0 where the jobs of all who are missing go on."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,17 @@ class Round:
     folder: Path
     """Server state (directory)."""
     state: ServerState
-    members: tuple[str, ...] | None
-    """Facilities of the federation; None, all that are named."""
+    allowances: Sequence[Allowance] | None
+    """The members of the federation; None, all that are named."""
     out: Path
     """Where the next model and state are written."""
     now: float
     """Seconds since 1970."""
+
+    @property
+    def members(self) -> tuple[str, ...] | None:
+        """Facilities of the federation; None, all that are named."""
+        return None if self.allowances is None else tuple(a.facility for a in self.allowances)
 
 
 def aggregate(
@@ -116,14 +122,14 @@ def aggregate(
             stop, or model or state are damaged. Nothing was written.
     """
     server = server_state.load(state)
-    members = None if allowances is None else tuple(a.facility for a in allowances)
-    round_ = Round(model=model, folder=state, state=server, members=members, out=out, now=now)
-    if not updates and server.waits and server.out_of_time(now):
+    synchronous = server.aggregation.waits_for_all
+    round_ = Round(model=model, folder=state, state=server, allowances=allowances, out=out, now=now)
+    if not updates and server.waits and server.out_of_time(now) and synchronous:
         raise BelowQuorumError(
             f"budget_seconds ran out while round {server.round + 1} waited for its quorum, with "
             f"{', '.join(server.held) or 'nobody'}. The global model stays as it was"
         )
-    if not updates and not server.held:
+    if not updates and not (server.held and synchronous):
         if server.more(now):
             raise CrossFLError("no update was given: name one directory for each facility")
         return _pass_through(round_)
@@ -137,7 +143,8 @@ def aggregate(
     admitted, excluded = admission.admit(updates, server, weights, allowances, held, signers)
     asked = None if allowances is None else [a.facility for a in allowances if a.steps]
     while True:
-        averaging = Averaging(state, weights, admitted, server, threads, piece)
+        steps = merging.stepping(server, admitted, allowances)
+        averaging = Averaging(state, weights, admitted, steps, threads, piece)
         try:
             check_quorum(admitted, excluded, server, averaging.least, asked)
         except BelowQuorumError as shortfall:
@@ -188,7 +195,8 @@ def _publish(
         publish(round_.out / GLOBAL_MODEL) as directory,
         publish(round_.out / STATE) as memory,
     ):
-        averaging.weigh(shares(averaging.updates, state.aggregation))
+        weighed = merging.weigh(averaging.updates, state, round_.allowances)
+        averaging.weigh(weighed.coefficients)
         sums = averaging.write(directory, memory)
         for name, file in described.files.items():
             if name not in sums:
@@ -196,8 +204,8 @@ def _publish(
                 link(round_.model / name, directory / name)
                 sums[name] = file.sha256
         model = manifest.write(directory, ModelManifest(round=number), sums).digest
-        renewed = ledger.counted(state.ledger, number, averaging.updates, averaging.norms)
-        entry = _entry(round_, model, renewed, _averaged(averaging) | _excluded(excluded))
+        renewed = ledger.counted(weighed.ledger, averaging.updates, averaging.norms)
+        entry = _entry(round_, model, renewed, _averaged(averaging, number) | _excluded(excluded))
         state = _finished(round_, entry, renewed)
         server_state.save(state, memory, sums, before=round_.folder, entry=entry)
     return Averaged(state, entry)
@@ -208,19 +216,24 @@ def _below_quorum(
     admitted: Sequence[Update],
     excluded: Sequence[Exclusion],
     shortfall: BelowQuorumError,
-) -> Skipped | Waiting:
+) -> Skipped | Waiting | PassedThrough:
     """Do what the aggregation record says where too few updates are left; the model stays.
 
     A round that is skipped counts, and what it brought is thrown away. One that waits is asked for
     again, of those that are missing; the state holds what the others delivered, if it is whole.
+    Where rounds do not wait for everybody, one waits for those who are late, whatever the record
+    says: their jobs go on.
 
     Raises:
         BelowQuorumError: the run is to stop, or it has waited for as long as it may.
     """
     state, rules = round_.state, round_.state.aggregation
-    if rules.below_quorum == "stop" or (
-        rules.below_quorum == "wait" and state.out_of_time(round_.now)
-    ):
+    missing = {exclusion.status for exclusion in excluded}
+    goes_on = "late" in missing and not rules.waits_for_all
+    over = rules.below_quorum == "wait" and state.out_of_time(round_.now)
+    if goes_on and state.out_of_time(round_.now):
+        return _pass_through(round_)
+    if (rules.below_quorum == "stop" or over) and not goes_on:
         raise shortfall
     with (
         publish(round_.out / GLOBAL_MODEL) as directory,
@@ -231,7 +244,7 @@ def _below_quorum(
             link(path, memory / path.name)
         files = manifest.read(round_.folder, StateManifest).files
         sums = {name: f.sha256 for name, f in files.items() if name.endswith(".safetensors")}
-        if rules.below_quorum == "skip":
+        if rules.below_quorum == "skip" and not goes_on:
             renewed = ledger.with_losses(state.ledger, admitted)
             unused = [
                 Exclusion(u.facility, "unused", "the round was skipped", u.manifest)
@@ -251,9 +264,10 @@ def _below_quorum(
         for update in whole:
             link_tree(update.path, memory / HELD_UPDATES / update.facility)
         held = tuple(sorted(update.facility for update in whole))
-        state = state.replace(held=held, waits=state.waits + 1)
+        waits = state.replace(held=held, waits=state.waits + 1)
+        state = merging.advanced(waits, _excluded(excluded), state.ledger, round_.allowances)
         server_state.save(state, memory, sums, before=round_.folder)
-        return Waiting(state)
+        return Waiting(state, 0.0 if goes_on and missing == {"late"} else rules.wait_seconds)
 
 
 def _finished(
@@ -265,22 +279,24 @@ def _finished(
     if loss is not None:
         # The losses of a round are those of the model before it.
         best = tuple(sorted((*best, (state.round, loss)), key=lambda pair: (pair[1], pair[0])))
-    return state.replace(
+    advanced = merging.advanced(state, entry.facilities, renewed, round_.allowances)
+    return advanced.replace(
         round=entry.round,
         model=entry.model,
         held=(),
         waits=0,
         loss=loss,
         skipped=entry.skipped,
-        ledger=dict(renewed),
         best=best[:MOST_BEST],
     )
 
 
-def _averaged(averaging: Averaging) -> dict[str, FacilityEntry]:
+def _averaged(averaging: Averaging, number: int) -> dict[str, FacilityEntry]:
     return {
         update.facility: _stated(update.manifest).replace(
-            share=share, norm=averaging.norms[update.facility]
+            share=share,
+            norm=averaging.norms[update.facility],
+            staleness=number - update.manifest.round,
         )
         for update, share in zip(averaging.updates, averaging.coefficients, strict=True)
     }

@@ -85,7 +85,7 @@ def _without_pauses(job: Job) -> Job:
     return dataclasses.replace(
         job,
         facilities=tuple(f.replace(joins=1, leaves=None, skips=()) for f in job.facilities),
-        aggregation=job.aggregation.replace(target_loss=None, budget_seconds=None),
+        aggregation=job.aggregation.replace(target_loss=None, budget_seconds=None, closes="all"),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.protocol.layout import EVALUATION, GLOBAL_MODEL, STATE, UPDATE
 from crossfl.protocol.state import ServerState
@@ -17,6 +18,7 @@ from crossfl.protocol.variables import STATE as STATE_FOLDER
 from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.server.rounds import Waiting, aggregate
+from crossfl.simulation import replay
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.initialise import initialise
 from crossfl.steps.report import report
@@ -25,21 +27,35 @@ from crossfl.storage.files import check_vacant
 from crossfl.storage.job import Job
 
 
-def simulate(job: Job, data: Path, out: Path) -> None:
+def simulate(job: Job, data: Path, out: Path, history: Path | None = None) -> None:
     """Leave in `out` what the workflow leaves: global_model, history, evaluation and report.
 
     Args:
         job: the federation.
         data: folder with one folder for each facility, which holds its datasets.
         out: folder to write into; rounds in progress are kept in a hidden folder there.
+        history: history of a run to replay; unset, every facility delivers in every round.
+
+    Raises:
+        CrossFLError: the rounds of the job close by what queues do, and no history is given; or
+            the replay does not end as the history does.
     """
     check_vacant(out / GLOBAL_MODEL)
+    if history is None and not job.aggregation.waits_for_all:
+        raise CrossFLError(
+            f"aggregation.closes is {job.aggregation.closes}: who is in which round depends on "
+            "queues, and there are none here. Use closes: all, or give a history to --replay"
+        )
+    past = None if history is None else replay.read(history)
     out.mkdir(parents=True, exist_ok=True)
     with (
         playing_every_facility(data),
         tempfile.TemporaryDirectory(prefix=".rounds-", dir=out) as scratch,
     ):
-        folder = [folder for _, folder in rounds(job, Path(scratch))][-1]
+        turns = (
+            rounds(job, Path(scratch)) if past is None else replay.rounds(job, past, Path(scratch))
+        )
+        folder = [folder for _, folder in turns][-1]
         state, evaluations = server_state.load(folder / STATE), []
         planned = plan(state, job.facilities, job.local_steps, job.training, "evaluate")
         for task in planned.tasks:
@@ -108,8 +124,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with a folder of datasets per facility"
     )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="HISTORY",
+        help="history.jsonl of a run: merge the same updates in the same rounds, and check that "
+        "the models are the same",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the federation."""
-    simulate(Job.load(args.job), args.data, args.outdir)
+    simulate(Job.load(args.job), args.data, args.outdir, args.replay)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crossfl.observe.events import Progress
 from crossfl.protocol.flags import from_words
+from crossfl.protocol.history import COUNTED
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
 from crossfl.protocol.records import Allowance
 from crossfl.protocol.text import printable
@@ -13,9 +14,6 @@ from crossfl.server.journal import journal
 from crossfl.server.rounds import Averaged, Outcome, Skipped, Waiting, aggregate
 from crossfl.steps import outputs
 from crossfl.storage.files import break_hard_links
-
-COUNTED = ("complete", "partial")
-"""Of the facilities of a round, those whose updates are in the model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +53,11 @@ def main(args: argparse.Namespace) -> None:
             break_hard_links(folder / GLOBAL_MODEL)  # the journal's files, until now
     waits = isinstance(outcome, Waiting)
     with Progress(round=state.round + waits, rounds=state.rounds) as progress:
-        if waits:
-            seconds = state.aggregation.wait_seconds
+        if isinstance(outcome, Waiting):
             held = ", ".join(state.held) or "nobody"
-            message = f"below the quorum, with {held}; asking again in {seconds:g} s"
+            message = f"below the quorum, with {held}; asking again in {outcome.seconds:g} s"
             progress("wait", message=message)
-            time.sleep(seconds)
+            time.sleep(outcome.seconds)
         else:
             progress(
                 "aggregate",

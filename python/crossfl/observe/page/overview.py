@@ -11,13 +11,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from crossfl.protocol.history import FacilityEntry, RoundEntry
+from crossfl.protocol.history import COUNTED, FacilityEntry, RoundEntry
 from crossfl.protocol.measurements import PhaseSeconds
 
 PHASES = PhaseSeconds.__struct_fields__
 """The phases of a facility's round, in the order they happen."""
-COUNTED = ("complete", "partial")
-"""States of an update that entered the model."""
 MOST_POINTS = 200
 """Rounds whose losses are kept for a plot."""
 MOST_BARS = 72

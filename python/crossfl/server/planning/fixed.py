@@ -54,19 +54,20 @@ def plan(
         raise CrossFLError(f"facility {twice[0]!r} is named twice: give each facility once")
     if local_steps < 1:
         raise CrossFLError(f"local_steps is {local_steps}: it must be at least 1")
-    left = range(state.round + 1, state.rounds + 1)
+    left = range(state.finished + 1, state.rounds + 1)
     check_rounds(facilities, left, state.aggregation.quorum or 1)
     trains = purpose == "train"
     if trains and not more:
         return Plan(state.round, [], [])  # a run that was interrupted after its last round
     number = state.round + 1 if trains else state.round
+    part = state.finished + 1 if trains else state.finished
     tasks: list[Task] = []
     allowances: list[Allowance] = []
     for facility in sorted(facilities, key=lambda f: f.name):
-        if not takes_part(facility, number, "evaluate"):
+        if not takes_part(facility, part, "evaluate"):
             continue
         task = _task(state, facility, facility.local_steps or local_steps, number, trains)
-        asked = takes_part(facility, number, purpose)
+        asked = takes_part(facility, part, purpose)
         if asked and not (trains and facility.name in state.held):
             tasks.append(task)
         allowances.append(allowance_of(task if asked else task.replace(local_steps=0), training))
@@ -75,14 +76,18 @@ def plan(
 
 def _task(state: ServerState, facility: Facility, steps: int, number: int, trains: bool) -> Task:
     ledger = state.ledger_of(facility.name)
+    position, schedule = steps * state.round, steps * state.rounds
+    if not state.aggregation.waits_for_all:
+        position = ledger.steps
+        schedule = ledger.steps + steps * (state.rounds - state.finished)
     return Task(
         facility=facility.name,
         dataset=facility.dataset,
         round=number,
         local_steps=steps if trains else 0,
         seed=derive_seed(state.seed, facility.name, str(number)),
-        schedule_step=min(steps * state.round, LARGEST_INT),
-        schedule_steps=min(steps * state.rounds, LARGEST_INT),
+        schedule_step=min(position, LARGEST_INT),
+        schedule_steps=min(max(schedule, 1), LARGEST_INT),
         samples_seen=min(ledger.samples, LARGEST_INT),
         data_seed=derive_seed(state.seed, facility.name),
         base=state.model,
