@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from crossfl import __version__
+from crossfl.engine.forkserver.client import run_warm
 from crossfl.engine.parent import end_with_engine
 from crossfl.errors import CrossFLError
 from crossfl.protocol.exits import Exit
@@ -61,10 +62,15 @@ REMEDIES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
+    Without arguments of its own, this is the whole process, and one that is warm may run it.
+
     Returns:
         The exit status, as `protocol.exits` says. A verb that measures others (`check`) gives its
         own.
     """
+    if argv is None and (done := run_warm()) is not None:
+        return done
+    end_with_engine()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that may lack a character of a message
             stream.reconfigure(errors="backslashreplace")
@@ -85,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--outdir", type=Path, default=Path(), help="folder to write into; default: this one"
     )
-    end_with_engine()
     try:
         parsed = verb.parse_args(args.arguments)
         parsed.words = [args.verb, *args.arguments]

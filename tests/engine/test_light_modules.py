@@ -7,7 +7,14 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "engine.parent", "engine.placement", "engine.recovery.policy"]
+    "module",
+    [
+        "cli",
+        "engine.parent",
+        "engine.forkserver.server",
+        "engine.placement",
+        "engine.recovery.policy",
+    ],
 )
 def test_no_engine_is_loaded(module: str) -> None:
     code = f"import sys, crossfl.{module}; print(*sys.modules)"

@@ -4,6 +4,7 @@ Every `crossfl` command imports this module, so it imports next to nothing.
 """
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,15 @@ from pathlib import Path
 from crossfl.protocol import variables
 
 POLL_SECONDS = 0.5
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID")
+"""Where one is set, this may be another machine, on which the engine is not to be seen."""
 
 
 def end_with_engine() -> None:
-    """End this process soon after the engine's, which may be killed before it can end its steps."""
+    """End this process soon after the engine's, which may be killed before it can end its steps.
+
+    Called before anything slow is imported. Where the engine has ended already, this process does.
+    """
     engine = os.environ.get(variables.ENGINE)
     if not engine:
         return
@@ -26,3 +32,5 @@ def end_with_engine() -> None:
 
     if Path("/proc", engine).exists():
         threading.Thread(target=watch, daemon=True).start()
+    elif not any(job in os.environ for job in JOBS):
+        sys.exit(f"crossfl: process {engine}, the engine of this step, has ended")

@@ -18,6 +18,7 @@ JOURNAL = "CROSSFL_JOURNAL"
 PROGRESS = "CROSSFL_PROGRESS"
 ENGINE = "CROSSFL_ENGINE"
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
+FORKSERVER = "CROSSFL_FORKSERVER"
 
 DEFAULT_MIN_VALIDATION_SAMPLES = 16
 DEFAULT_MIN_VALIDATION_TOKENS = 256
@@ -79,5 +80,11 @@ VARIABLES = (
     Variable(PROGRESS, "File to which steps append their events; unset, standard error.", _PLUGIN),
     Variable(ENGINE, "Process of the engine; a step on the same machine ends with it.", _PLUGIN),
     Variable(DEPLOYMENT, "Name of the local deployment that a command runs in.", _PLUGIN),
+    Variable(
+        FORKSERVER,
+        "Private folder with the socket of the process that starts steps warm; set by hand, even "
+        "to nothing, each step starts by itself.",
+        _PLUGIN,
+    ),
 )
 """All of them: those of a facility first."""

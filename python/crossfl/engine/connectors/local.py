@@ -17,6 +17,7 @@ from streamflow.deployment.connector.local import LocalConnector as EngineLocalC
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.forkserver.process import ForkServer
 from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.private import UMASK
 from crossfl.engine.transfer import SafeCopies
@@ -49,6 +50,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
 
     _follower: ClassVar[Follower | None] = None
     _deployed: ClassVar[int] = 0
+    _server: ClassVar[ForkServer | None] = None
 
     def __init__(
         self,
@@ -95,6 +97,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             INTERRUPTION.journals.append(Path(journal))
         cls = FacilityLocalConnector
         cls._deployed += 1
+        if cls._server is None and variables.FORKSERVER not in os.environ:
+            with contextlib.suppress(OSError):  # then every step starts by itself
+                cls._server = ForkServer({**os.environ, **self._environment})
         if cls._follower is None and variables.PROGRESS not in os.environ:
             handle, path = tempfile.mkstemp(prefix="crossfl-progress-")
             os.close(handle)
@@ -113,10 +118,15 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         cls._deployed -= 1
         if cls._deployed > 0:
             return
+        stopped = False
         for process in psutil.Process().children(recursive=True):  # none, unless the run failed
             with contextlib.suppress(psutil.Error):
                 if variables.DEPLOYMENT in process.environ():
                     process.terminate()
+                    stopped = True
+        if cls._server is not None and not stopped:  # else it ends with the engine
+            cls._server.end()
+        cls._server = None
         if cls._follower is not None:
             cls._follower.stop()
             cls._follower = None
@@ -130,6 +140,8 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         locations = await super().get_available_locations(service)
         for location in locations.values():
             location.location.environment.update(self._environment)
+            if server := FacilityLocalConnector._server:
+                location.location.environment[variables.FORKSERVER] = str(server.folder)
         return locations
 
     @classmethod

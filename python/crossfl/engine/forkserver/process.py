@@ -1,0 +1,64 @@
+"""The engine's side: the process of the server, from its start to its end."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from crossfl.engine.forkserver.client import address
+from crossfl.engine.forkserver.passport import FREE_PREFIX
+
+MODULE = "crossfl.warm"
+WAITING = 64
+"""Commands that may wait to be heard."""
+
+
+class ForkServer:
+    """A server of warm steps, and the private folder with its socket.
+
+    Commands that come before it has imported everything wait. It ends with this process, too.
+
+    Args:
+        environment: what its steps will have; of ours, nothing is taken.
+
+    Raises:
+        OSError: there can be no socket or no process.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="crossfl-forkserver-"))
+        kept = {k: v for k, v in environment.items() if not k.startswith(FREE_PREFIX)}
+        # What it looks for in these is not the user's, as it is not with a step.
+        folders = {"HOME": str(self.folder), "TMPDIR": str(self.folder)}
+        with _listening(self.folder) as listener:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(os.getpid()), str(listener.fileno())],
+                cwd=self.folder,
+                env={**kept, **folders},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # what a terminal sends, commands pass on
+            )
+
+    def end(self) -> None:
+        """End it, with every step that still runs."""
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _listening(folder: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        listener.bind(address(descriptor))
+    finally:
+        os.close(descriptor)
+    listener.listen(WAITING)
+    return listener

@@ -1,0 +1,46 @@
+"""What makes a fork of the server the process that a command would have been."""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+"""An option of prctl, as linux/prctl.h numbers it."""
+CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+
+def become(request: dict[str, Any], streams: Sequence[int]) -> None:
+    """Take over the command's streams, arguments, environment, folder, umask and signals.
+
+    Raises:
+        OSError: the folder cannot be entered.
+    """
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    sys.argv, sys.path[0] = request["argv"], request["path"]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.umask(request["umask"])
+    os.chdir(request["folder"])
+    # What the server looked up or drew is not what this process would have.
+    tempfile.tempdir = None
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    for number in CATCHABLE:
+        ignored = number in request["ignored"]
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    if signal.SIGINT not in request["ignored"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> bool:
+    """Have the kernel send this process a signal when its parent ends; False if it has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    return os.getppid() == parent

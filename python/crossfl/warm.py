@@ -1,0 +1,50 @@
+"""The process that has the imports of every step and forks them; `engine.forkserver` starts it."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from crossfl import cli
+from crossfl.engine.forkserver.server import Server
+
+MODULES = (
+    "crossfl.learning.training",
+    "crossfl.learning.first_model",
+    "crossfl.steps.initialise",
+    "crossfl.steps.plan",
+    "crossfl.steps.train",
+    "crossfl.steps.evaluate",
+    "crossfl.steps.aggregate",
+    "crossfl.steps.report",
+)
+"""The steps, and what they import once they have refused what is cheap to refuse."""
+
+
+def main() -> int:
+    """Serve; in each fork, run the command that it was asked for."""
+    server = Server(engine=int(sys.argv[1]), listener=int(sys.argv[2]))
+    for module in MODULES:
+        importlib.import_module(module)
+    if not _forks_whole():
+        server.end()
+    server.serve()
+    return cli.main()
+
+
+def _forks_whole() -> bool:
+    """Whether a fork has all that this process has: there is one thread, and no GPU was touched.
+
+    OpenBLAS starts threads when numpy is imported, and ends them before a fork.
+    """
+    import torch
+
+    process = os.fork()
+    if process == 0:
+        os._exit(torch.cuda._is_in_bad_fork())
+    _, status = os.waitpid(process, 0)
+    return status == 0 and len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
