@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def every_facility(request: pytest.FixtureRequest) -> object:
 def round_(tmp_path: Path) -> Path:
     """A copy of `tests/cwl/round` that a test may damage."""
     return Path(shutil.copytree(ROUND, tmp_path / "round"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is left of a process that was killed among what pytest removes."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None
+    # Compiled code is worth keeping.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(sys.prefix) / ".inductor"))
 
 
 @pytest.fixture(scope="session")

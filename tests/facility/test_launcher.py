@@ -39,12 +39,14 @@ def test_two_ranks_train_the_update_of_one(task: Task, run: Run, tmp_path: Path)
     site = {"CROSSFL_FACILITY": "leonardo", "CROSSFL_DATA": str(DATA / "leonardo")}
     launchers = {"one": {}, "two": {variables.LAUNCHER: "torchrun --nproc-per-node=2"}}
     deltas = []
+    (tmp_path / "tmp").mkdir()
     for name, launcher in launchers.items():
         out = tmp_path / name
         out.mkdir()
         command = [sys.executable, "-m", "crossfl", *words, "--outdir", str(out)]
-        result = run(*command, cwd=tmp_path, **site, **launcher)
+        result = run(*command, cwd=tmp_path, **site, **launcher, TMPDIR=str(tmp_path / "tmp"))
         assert result.returncode == 0, result.stderr
+        assert list((tmp_path / "tmp").iterdir()) == []
         deltas.append(Tensors([out / "update" / "delta.safetensors"]))
         assert {p.name for p in out.iterdir()} == {"update", "cwl.output.json"}
     for name in deltas[0]:

@@ -262,7 +262,8 @@ def test_an_interrupt_leaves_no_job(number: int, alpha: Site, at_alpha: Checks) 
     alpha.wait_for_jobs(1)
     os.kill(process.pid, number)
     _, said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130 and b"interrupted" in said
+    assert process.returncode == 128 + number and said.count(b"\n") == 1
+    assert b"interrupted" in said and b"ended the jobs at alpha (Slurm " in said
     alpha.wait_for_jobs(0)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -105,5 +106,7 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
         run.engine.send_signal(number)
     time.sleep(1)
     assert run.engine.is_running()
+    # Nor would anything be left of the progress, were it killed now.
+    assert not list(Path(tempfile.gettempdir()).glob("crossfl-progress*"))
     run.engine.send_signal(signal.SIGTERM)
     assert run.shell.wait(SECONDS) == 143

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,8 @@ RANKS = (
 """How launchers name rank, number of ranks and rank on the node; the first that is there counts."""
 SCRIPTS = ("torchrun", "accelerate")
 """Launchers that bring their own Python and start a module with `-m`."""
+LOGS = "PET_LOG_DIR"
+"""Where these two make a folder, which they leave behind."""
 
 
 def is_wanted() -> bool:
@@ -61,19 +64,20 @@ def ranks(arguments: Sequence[str], stop: StopSignal) -> None:
     python = [] if Path(launcher[0]).name in SCRIPTS else [sys.executable]
     command = [*launcher, *python, "-m", "crossfl", *arguments]
     address = {"MASTER_ADDR": first_node(os.environ), "MASTER_PORT": str(free_port())}
-    environment = {**address, **os.environ, variables.LAUNCHED: "1"}
-    try:
-        process = subprocess.Popen(command, env=environment)
-    except OSError as error:
-        raise CrossFLError(
-            f"{variables.LAUNCHER}: {launcher[0]} cannot be started: {error}"
-        ) from None
-    number = signal.SIGUSR1 if python else signal.SIGTERM
-    stop.passed_on = functools.partial(process.send_signal, number)
-    if stop.received:
-        stop.passed_on()
-    if (status := process.wait()) != 0:
-        raise CrossFLError(f"{shlex.join(launcher)} ended with {status}: its output says why")
+    with tempfile.TemporaryDirectory(prefix="crossfl-ranks-") as logs:
+        environment = {LOGS: logs, **address, **os.environ, variables.LAUNCHED: "1"}
+        try:
+            process = subprocess.Popen(command, env=environment)
+        except OSError as error:
+            raise CrossFLError(
+                f"{variables.LAUNCHER}: {launcher[0]} cannot be started: {error}"
+            ) from None
+        number = signal.SIGUSR1 if python else signal.SIGTERM
+        stop.passed_on = functools.partial(process.send_signal, number)
+        if stop.received:
+            stop.passed_on()
+        if (status := process.wait()) != 0:
+            raise CrossFLError(f"{shlex.join(launcher)} ended with {status}: its output says why")
 
 
 def join() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import MutableMapping
 from importlib.resources import files
 from pathlib import Path
@@ -49,6 +48,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
     """
 
     _follower: ClassVar[Follower | None] = None
+    _progress: ClassVar[int]
     _deployed: ClassVar[int] = 0
     _server: ClassVar[ForkServer | None] = None
 
@@ -101,8 +101,9 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             with contextlib.suppress(OSError):  # then every step starts by itself
                 cls._server = ForkServer({**os.environ, **self._environment})
         if cls._follower is None and variables.PROGRESS not in os.environ:
-            handle, path = tempfile.mkstemp(prefix="crossfl-progress-")
-            os.close(handle)
+            # A file without a name: nothing is left of it, however the engine ends.
+            cls._progress = os.memfd_create("crossfl-progress")
+            path = f"/proc/{os.getpid()}/fd/{cls._progress}"
             os.environ[variables.PROGRESS] = path
             cls._follower = Follower(Path(path), sys.stderr)
             cls._follower.start()
@@ -130,7 +131,8 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         if cls._follower is not None:
             cls._follower.stop()
             cls._follower = None
-            Path(os.environ.pop(variables.PROGRESS)).unlink(missing_ok=True)
+            del os.environ[variables.PROGRESS]
+            os.close(cls._progress)
 
     async def get_available_locations(
         self, service: str | None = None

@@ -33,6 +33,9 @@ from crossfl.engine.connectors.stand_in import StandsIn
 from crossfl.engine.private import UNDER_UMASK, PrivateFolders, heeding_umask
 from crossfl.engine.transfer import SafeStreams
 
+END_SECONDS = 5
+"""A host that has not ended our jobs within this does not hear us."""
+
 MOST_JOBS = 1000
 """On a host of which nothing is known yet."""
 
@@ -100,6 +103,7 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
 
     def __init__(self, *args: Any, knownHosts: str = "~/.ssh/known_hosts", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._jobs: set[asyncio.Task[Any]] = set()
         self.known_hosts = Path(self.config_dir) / Path(knownHosts).expanduser()
 
     @classmethod
@@ -140,6 +144,29 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
             )
             for name in self.nodes
         }
+
+    async def run(
+        self, *args: Any, job_name: str | None = None, **kwargs: Any
+    ) -> tuple[str, int] | None:
+        answer: tuple[str, int] | None
+        task = asyncio.current_task()
+        if job_name is None or task is None:
+            answer = await super().run(*args, job_name=job_name, **kwargs)
+            return answer
+        self._jobs.add(task)
+        try:
+            answer = await super().run(*args, job_name=job_name, **kwargs)
+            return answer
+        finally:
+            self._jobs.discard(task)
+
+    async def undeploy(self, external: bool) -> None:
+        """End the jobs that still run at the hosts, which would outlive the connection."""
+        for task in (jobs := list(self._jobs)):
+            task.cancel()
+        if jobs:
+            await asyncio.wait(jobs, timeout=END_SECONDS)
+        await super().undeploy(external)
 
     async def get_stream_writer(
         self, command: MutableSequence[str], location: ExecutionLocation
