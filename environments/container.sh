@@ -11,6 +11,7 @@ folders=<workdir>
 folders=$folders,<data>:<data>:ro
 folders=$folders${CROSSFL_STAGING:+,$CROSSFL_STAGING}
 folders=$folders,<models>:<models>:ro
+folders=$folders,<state>
 unset PYTHONPATH PYTHONHOME
 step=$(cat <<'CROSSFL_STEP'
 {{streamflow_command}}

@@ -1,3 +1,4 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
+module purge || exit 1
 export CROSSFL_LAUNCHER="srun --kill-on-bad-exit=1 --cpus-per-task=<cpus>"

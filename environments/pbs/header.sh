@@ -4,3 +4,4 @@
 #PBS -l select=<nodes>:<chunk>
 #PBS -l walltime=<time>
 #PBS -l filesystems=<filesystems>
+#PBS -l <directives>

@@ -2,9 +2,11 @@
 #SBATCH --account=<account>
 #SBATCH --partition=<partition>
 #SBATCH --qos=<qos>
+#SBATCH --constraint=<feature>
 #SBATCH --nodes=<nodes>
 #SBATCH --gpus-per-node=<gpus>
 #SBATCH --ntasks-per-node=<ranks>
 #SBATCH --cpus-per-task=<cpus>
 #SBATCH --time=<time>
 #SBATCH --signal=USR1@120
+#SBATCH --<directives>

@@ -116,11 +116,19 @@ def engine(tmp_path: Path) -> Engine:
 def shim(sites: dict[str, Site]) -> Iterator[Callable[[Site, str, str], None]]:
     """Puts a script in front of a command of a site's user, and takes it away again."""
     placed: list[Path] = []
+    changed: dict[Path, str] = {}
 
     def place(site: Site, name: str, script: str) -> None:
         if "home" not in site.facts:
-            pytest.skip("faults are injected only in the testbed")
-        path = Path(site.facts["home"]) / "bin" / name
+            pytest.skip("faults are injected only where the home of the site's user is here")
+        home = Path(site.facts["home"])
+        (home / "bin").mkdir(exist_ok=True)
+        start = home / ".bashrc"
+        if not site.emulated and site.scheduler == "pbs" and start not in changed:
+            # The testbed's sshd puts `bin` first; at a real site the shell has to.
+            changed[start] = start.read_text() if start.exists() else ""
+            start.write_text(f'PATH="$HOME/bin:$PATH"\n{changed[start]}')
+        path = home / "bin" / name
         path.write_text(f"#!/bin/bash\n{script}\n")
         path.chmod(0o755)
         placed.append(path)
@@ -128,3 +136,5 @@ def shim(sites: dict[str, Site]) -> Iterator[Callable[[Site, str, str], None]]:
     yield place
     for path in placed:
         path.unlink(missing_ok=True)
+    for path, text in changed.items():
+        path.write_text(text)

@@ -76,13 +76,13 @@ def at_alpha(alpha: Site, python: Path, tmp_path: Path) -> Checks:
 @pytest.fixture
 def at_gamma(gamma: Site, python: Path, tmp_path: Path) -> Checks:
     if "home" not in gamma.facts:
-        pytest.skip("the data is placed only in the testbed")
+        pytest.skip("the data is placed only where the home of the site's user is here")
     return Checks([gamma], python, tmp_path)
 
 
 def test_all_is_well(sites: dict[str, Site], python: Path, tmp_path: Path) -> None:
     if "home" not in sites["gamma"].facts:
-        pytest.skip("the data is placed only in the testbed")
+        pytest.skip("the data is placed only where the home of the site's user is here")
     status, rows = Checks(list(sites.values()), python, tmp_path).run()
     assert status == 0, rows
     assert {row["status"] for row in rows.values()} == {"pass"}
@@ -217,10 +217,12 @@ def test_no_scheduler(at_alpha: Checks) -> None:
 
 @pytest.mark.parametrize("fault", ["queue", "account", "history", "launcher"])
 def test_pbs(fault: str, gamma: Site, at_gamma: Checks) -> None:
+    if fault in ("account", "history") and not gamma.emulated:
+        pytest.skip("a real server takes any account that no hook refuses, and keeps its history")
     flag = Path(gamma.facts["home"]) / ".pbs" / "no-history"
     words: tuple[str, ...] = ("--submit", "--facility", "gamma")
     if fault == "queue":
-        at_gamma.replace(gamma, "#PBS -q boost", "#PBS -q bogus")
+        at_gamma.replace(gamma, f"#PBS -q {gamma.facts['partition']}", "#PBS -q bogus")
         check, message, words = "submission", "Unknown queue", ()
     elif fault == "account":
         at_gamma.replace(gamma, "#PBS -A crossfl", "#PBS -A bogus")

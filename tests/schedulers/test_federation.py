@@ -40,7 +40,7 @@ def test_three_facilities(
     sites: dict[str, Site], python: Path, engine: Engine, tmp_path: Path
 ) -> None:
     if "home" not in sites["gamma"].facts:
-        pytest.skip("the data is placed only in the testbed")
+        pytest.skip("the data is placed only where the home of the site's user is here")
     data = tmp_path / "data"
     data.mkdir()
     for site, words in zip(sites.values(), ("leonardo", "karolina", "leonardo"), strict=True):

@@ -16,7 +16,7 @@ from tests.support.testbed import Site
 def lax(site: Site) -> Iterator[Site]:
     """A site whose logins have a umask of 000."""
     if "home" not in site.facts:
-        pytest.skip("logins are changed only in the testbed")
+        pytest.skip("logins are changed only where the home of the site's user is here")
     start = Path(site.facts["home"]) / ".bashrc"
     kept = start.read_text() if start.exists() else ""
     start.write_text(f"umask 000\n{kept}")

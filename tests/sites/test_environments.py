@@ -193,6 +193,76 @@ def test_what_may_leave(name: str, crossfl_bind: Bind) -> None:
     assert done.stdout.split() == ["1", "20", "300"], done.stderr
 
 
+def test_what_a_site_may_want_besides(crossfl_bind: Bind) -> None:
+    changes = {
+        "directives": "reservation=maker exclude=nid001",
+        "feature": "hbm80g",
+        "modules": "nccl python/3.11",
+        "proxy": "http://proxy.example.org:3128",
+        "state": "/project/state",
+        "threads": "4",
+    }
+    lines = lines_of_job_script(crossfl_bind, "perlmutter", **changes)
+    assert "#SBATCH --reservation=maker" in lines and "#SBATCH --exclude=nid001" in lines
+    constraints = [x for x in lines if x.startswith("#SBATCH --constraint=")]
+    assert constraints[-1] == "#SBATCH --constraint=gpu&hbm80g", "the last one counts"
+    assert "module load nccl python/3.11 || exit 1" in lines
+    show = "\n".join(x for x in lines if x.startswith("export"))
+    show += '\necho "$OMP_NUM_THREADS $https_proxy $CROSSFL_STATE"'
+    done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, env={})
+    assert done.stdout == "4 http://proxy.example.org:3128 /project/state\n", done.stderr
+    lines = lines_of_job_script(crossfl_bind, "perlmutter")
+    assert [x for x in lines if "--constraint" in x] == ["#SBATCH --constraint=gpu"]
+    assert "proxy" not in "\n".join(lines)
+    lines = lines_of_job_script(crossfl_bind, "polaris", directives="place=excl ngpus=4")
+    assert "#PBS -l place=excl" in lines and "#PBS -l ngpus=4" in lines
+
+
+def test_a_missing_module_ends_the_job(crossfl_bind: Bind) -> None:
+    lines_of_job_script(crossfl_bind, "vm", modules="bogus")
+    job = jinja2.Template(Path("streamflow.d/site.sh").read_text())
+    script = "module() { return 1; }\n" + job.render(streamflow_command="echo never")
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+@pytest.mark.parametrize("name", ["perlmutter", "polaris"])
+def test_nccl_uses_the_plugin_of_the_fabric_between_nodes(
+    name: str, nodes: str, crossfl_bind: Bind
+) -> None:
+    lines = lines_of_job_script(crossfl_bind, name, nodes=nodes)
+    begin = next(i for i, line in enumerate(lines) if line.startswith("export NCCL_SOCKET"))
+    end = next(i for i, line in enumerate(lines) if "CROSSFL_LAUNCHER" in line)
+    show = "\n".join([*lines[begin:end], 'echo "${NCCL_NET-}"'])
+    done = subprocess.run(["bash", "-uc", show], capture_output=True, text=True, env={})
+    assert done.stdout == ("AWS Libfabric\n" if nodes == "2" else "\n"), done.stderr
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_aurora_leaves_the_first_core_of_each_socket_alone(nodes: str, crossfl_bind: Bind) -> None:
+    lines = lines_of_job_script(crossfl_bind, "aurora", nodes=nodes)
+    begin = next(i for i, line in enumerate(lines) if line.startswith("cores="))
+    show = "\n".join([*lines[begin : begin + 2], 'echo "$CROSSFL_LAUNCHER"'])
+    launcher = shlex.split(subprocess.check_output(["bash", "-c", show], text=True))
+    assert launcher[:3] == ["mpiexec", "-n", str(12 * int(nodes))]
+    ranges = [r.split("-") for r in launcher[-1].removeprefix("list:").split(":")]
+    cores = [set(range(int(first), int(last) + 1)) for first, last in ranges]
+    assert len(cores) == 12 and all(len(c) == 8 for c in cores)
+    assert len(set().union(*cores)) == 96, "no core has two ranks"
+    sockets = [{core // 52 for core in c} for c in cores]
+    assert sockets == [{0}] * 6 + [{1}] * 6
+    assert not {0, 52} & set().union(*cores)
+
+
+def test_a_login_through_another_host(crossfl_bind: Bind) -> None:
+    words = required("vm", "site", jump="me@gate.example.org:2222")
+    assert crossfl_bind("--facility", "site=vm", *words)[0] == 0
+    assert load()["deployments"]["site"]["config"]["proxyJump"] == "me@gate.example.org:2222"
+    assert crossfl_bind("--facility", "site=vm", *required("vm", "site"))[0] == 0
+    assert "proxyJump" not in load()["deployments"]["site"]["config"]
+
+
 @pytest.mark.parametrize("value", ["no", "1", "true", "YES", "yes no"])
 def test_prompts_are_a_plain_yes(value: str, crossfl_bind: Bind) -> None:
     words = required("vm", "site", prompts=value)

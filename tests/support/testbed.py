@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from crossfl.engine.connectors.ssh import SSHConnector
 from tests.support.paths import CWL
@@ -66,6 +66,14 @@ class Site:
     def cancel(self, job: str) -> None:
         self.shell(f"{'scancel' if self.scheduler == 'slurm' else 'qdel'} {job}")
 
+    def operate(self, command: str, job: str) -> None:
+        """Do to a job what a real server lets its operators do: root of its own machine is one."""
+        if self.emulated:
+            self.shell(f"{command} {job}")
+        else:
+            path = {"PATH": f"/opt/pbs/bin:{os.environ['PATH']}"}
+            subprocess.run([command, job], env=os.environ | path, check=True)
+
     def login(self, **changes: Any) -> dict[str, Any]:
         """The deployment of its login node."""
         config = {
@@ -101,15 +109,15 @@ class Site:
             "user": self.facts["username"],
             "key": self.facts["ssh_key"],
             "known_hosts": self.facts["known_hosts"],
-            "account": "crossfl",
+            "account": self.facts["account"],
             "workdir": self.facts["workdir"],
             "venv": str(python),
             "data": str(data),
             "time": "00:05:00",
         }
         if self.scheduler == "slurm":
-            return settings | {"partition": "boost"}
-        return settings | {"queue": "boost", "chunk": "ncpus=1"}
+            return settings | {"partition": self.facts["partition"]}
+        return settings | {"queue": self.facts["partition"], "chunk": "ncpus=1"}
 
     def walltime(self, seconds: int) -> dict[str, Any]:
         """A service that grants so many seconds."""
@@ -120,27 +128,43 @@ class Site:
 
 
 def real_pbs() -> dict[str, Any] | None:
-    """The real OpenPBS of `CROSSFL_TEST_PBS=user@host[:port]`, if there is one."""
+    """The real OpenPBS of `CROSSFL_TEST_PBS=user@host[:port]`, if there is one.
+
+    On an address of this machine the tests, which run as root, reach its user's home as well.
+    """
     if not (login := os.environ.get("CROSSFL_TEST_PBS")):
         return None
     username, _, hostname = login.rpartition("@")
-    return {
+    ssh = Path.home() / ".ssh"
+    facts = {
         "scheduler": "pbs",
         "emulated": False,
         "hostname": hostname,
         "username": username,
+        "ssh_key": os.environ.get("CROSSFL_TEST_PBS_KEY", str(ssh / "id_ed25519")),
+        "known_hosts": os.environ.get("CROSSFL_TEST_PBS_KNOWN_HOSTS", str(ssh / "known_hosts")),
         "workdir": os.environ.get("CROSSFL_TEST_PBS_WORKDIR", f"/home/{username}/crossfl-test"),
         "partition": os.environ.get("CROSSFL_TEST_PBS_QUEUE", "workq"),
+        "account": os.environ.get("CROSSFL_TEST_PBS_ACCOUNT", "crossfl"),
     }
+    return facts | ({"home": pwd.getpwnam(username).pw_dir} if is_here(hostname) else {})
+
+
+def is_here(hostname: str) -> bool:
+    """Whether a host is this machine: one can listen on its address then."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((socket.gethostbyname(hostname.partition(":")[0]), 0))
+        except OSError:
+            return False
+        return True
 
 
 def closed(site: Site) -> dict[str, Any]:
-    """A service whose jobs wait for ever."""
+    """A service whose jobs wait for ever; a real server has no closed queue, but it has dates."""
     if site.scheduler == "slurm":
         return {"partition": "closed"}
-    if not site.emulated:
-        pytest.skip("a real server has no closed queue")
-    return {"destination": "closed"}
+    return {"destination": "closed"} if site.emulated else {"begin": "203612312359"}
 
 
 def ssh(site: Site) -> SSHConnector:

@@ -20,6 +20,8 @@ WAYS = ("venv", "container")
 """Settings that say where crossfl is installed, one of which is given; each ends its job script."""
 MARK = "made by 'crossfl bind'"
 """In every file that `crossfl bind` makes."""
+DIRECTIVES = "directives"
+"""The setting that is several words, each of them a directive of the job script."""
 PLACEHOLDER = re.compile(r"<([a-z_]+)>")
 
 
@@ -133,12 +135,20 @@ def fill(node: Any, values: Mapping[str, str | None]) -> Any:
 
 
 def script(place: Place, environment: Environment, values: Mapping[str, str | None]) -> str:
-    """The job script of a place; lines without a value are left out."""
+    """The job script of a place; lines without a value are left out.
+
+    A line with `<directives>` is there once for each of them.
+    """
     way = next(way for way in WAYS if values[way] is not None)
-    lines = (
-        PLACEHOLDER.sub(lambda match: str(values[match[1]]), line)
-        for line in (environment.script + environment.endings[way]).splitlines(keepends=True)
-        if all(values[name] is not None for name in PLACEHOLDER.findall(line))
-    )
+    lines = []
+    for line in (environment.script + environment.endings[way]).splitlines(keepends=True):
+        names = PLACEHOLDER.findall(line)
+        if all(values[name] is not None for name in names):
+            words = str(values[DIRECTIVES]).split() if DIRECTIVES in names else [None]
+            lines += [_filled(line, {**values, DIRECTIVES: word}) for word in words]
     heading = f"#!/bin/bash -l\n# The jobs of {place.name}, {MARK} from {environment.name}.\n"
     return heading + "".join(lines)
+
+
+def _filled(line: str, values: Mapping[str, str | None]) -> str:
+    return PLACEHOLDER.sub(lambda match: str(values[match[1]]), line)

@@ -23,6 +23,10 @@ FLOOR = re.compile(r"[1-9][0-9]{0,8}")
 TIME = re.compile(r"[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]")
 ABSOLUTE = re.compile(r"(/[A-Za-z0-9._+@-]+)+")
 LOCAL = re.compile(rf"(~/|/|(\.\./)+)?\.?{SAFE}(/\.?{SAFE})*")
+JUMP = re.compile(rf"({SAFE}@)?{HOST.pattern}")
+PROXY = re.compile(rf"https?://{HOST.pattern}")
+OPTION = r"[a-z][a-z_-]*=[A-Za-z0-9][A-Za-z0-9._+:,/@-]*"
+OPTIONS = re.compile(rf"{OPTION}( {OPTION})*")
 WORDS = re.compile(rf"{SAFE}(/{SAFE})*( {SAFE}(/{SAFE})*)*")
 
 
@@ -42,12 +46,18 @@ SETTINGS = {
     "container": Setting("Apptainer image with crossfl at the facility, absolute", ABSOLUTE),
     "cpus": Setting("CPU cores of each rank", COUNT),
     "data": Setting("folder of the datasets at the facility, absolute", ABSOLUTE),
+    "directives": Setting(
+        "what else each job asks for, `sbatch` options or PBS resources, like reservation=maker",
+        OPTIONS,
+    ),
+    "feature": Setting("Slurm feature of the nodes, like hbm80g"),
     "filesystems": Setting(
         "file systems that the jobs use, like home:eagle", re.compile(r"[a-z_]+(:[a-z_]+)*")
     ),
     "folder": Setting("folder of the datasets, relative to the StreamFlow file", LOCAL),
     "gpus": Setting("GPUs of each node", COUNT),
     "host": Setting("login node, host or host:port", HOST),
+    "jump": Setting("host to log in through, as user@host:port, as ssh's ProxyJump", JUMP),
     "key": Setting("private ssh key on this machine, relative to the StreamFlow file", LOCAL),
     "known_hosts": Setting("file with the host keys to trust, on this machine", LOCAL),
     "min_samples": Setting("validation samples below which no metric leaves the facility", FLOOR),
@@ -60,6 +70,7 @@ SETTINGS = {
         "`yes` lets the model complete the job's prompts there; left out, it does not",
         re.compile("yes"),
     ),
+    "proxy": Setting("web proxy of the compute nodes, like http://proxy.example.org:3128", PROXY),
     "qos": Setting("Slurm quality of service"),
     "queue": Setting("PBS queue"),
     "ranks": Setting("ranks on each node, as a rule one for each GPU", COUNT),
@@ -67,6 +78,8 @@ SETTINGS = {
         "folder of a compute node for copies of model and data, absolute, or a variable with it",
         re.compile(rf"[A-Z][A-Z0-9_]*|{ABSOLUTE.pattern}"),
     ),
+    "state": Setting("folder for what is kept between rounds there, absolute", ABSOLUTE),
+    "threads": Setting("threads of each rank, where that is fewer than its cores", COUNT),
     "time": Setting("wall-clock limit of each job, HH:MM:SS", TIME),
     "user": Setting("login name there"),
     "venv": Setting("virtual environment with crossfl at the facility, absolute", ABSOLUTE),

@@ -99,9 +99,19 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
     Args:
         knownHosts: the file with the host keys that are trusted; a relative path counts from the
             StreamFlow file.
+        proxyJump: a host to log in through, as ``user@host:port``, with the same key.
     """
 
-    def __init__(self, *args: Any, knownHosts: str = "~/.ssh/known_hosts", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        knownHosts: str = "~/.ssh/known_hosts",
+        proxyJump: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if proxyJump is not None:
+            username, _, hostname = proxyJump.rpartition("@")
+            kwargs["tunnel"] = {"hostname": hostname} | ({"username": username} if username else {})
         super().__init__(*args, **kwargs)
         self._jobs: set[asyncio.Task[Any]] = set()
         self.known_hosts = Path(self.config_dir) / Path(knownHosts).expanduser()

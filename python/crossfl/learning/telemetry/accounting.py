@@ -65,6 +65,8 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held: on the GPU, or of main memory where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "xpu":
+        return torch.xpu.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
