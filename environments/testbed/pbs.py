@@ -426,6 +426,15 @@ def qdel(words: list[str]) -> None:
 # --- qhold, qrls, qrerun -------------------------------------------------------------------------
 
 
+def start_now(number: str) -> None:
+    """Slurm would have a job that it runs again wait for two minutes."""
+    for _ in range(100):
+        if "Reason=BeginTime" in slurm("scontrol", "show", "job", "-o", number):
+            slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+            return
+        time.sleep(0.2)
+
+
 def change(command: str, verb: str, words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=command, allow_abbrev=False, add_help=False)
     parser.add_argument("-h")
@@ -436,8 +445,8 @@ def change(command: str, verb: str, words: list[str]) -> None:
         try:
             job_record(job_id)
             slurm("scontrol", verb, number := job_id.partition(".")[0])
-            if verb == "requeue":  # Slurm would have it wait for two minutes
-                slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
+            if verb == "requeue":
+                start_now(number)
         except (LookupError, FileNotFoundError) as error:
             print(f"{command}: Request invalid for state of job {job_id}: {error}", file=sys.stderr)
             status = 168

@@ -126,6 +126,7 @@ async def test_not_now_is_tried_again(
 async def test_not_now_has_an_end(case: str, login: Login) -> None:
     scheduler, status, words = BUSY[case]
     login.script(SUBMIT[scheduler], says(status, words, times=10**6, then="exit 1"))
+    queued(login)
     full = "full" in case
     limit = {"queueTimeout" if full else "statusTimeout": 1}
     with pytest.raises(WorkflowExecutionException, match="given up after 1 s") as caught:
@@ -133,6 +134,22 @@ async def test_not_now_has_an_end(case: str, login: Login) -> None:
     assert ("`queue_timeout`" if full else "`statusTimeout`") in str(caught.value)
     calls = len(login.calls(SUBMIT[scheduler]))
     assert 4 <= calls <= 9, "the pauses double: 0.01 s, 0.02 s, … 0.64 s"
+
+
+async def test_a_job_that_slurm_took_without_an_answer_is_not_submitted_twice(login: Login) -> None:
+    login.script(
+        "sbatch",
+        "touch ~/taken; echo 'sbatch: error: Batch job submission failed: Socket timed out on "
+        "send/recv operation' >&2; exit 1",
+    )
+    login.script(
+        "squeue",
+        '[ -e ~/asked ] || { touch ~/asked; echo "squeue: error: timed out" >&2; exit 1; }\n'
+        'case "$*" in *%Z*) echo "6|/elsewhere"; echo "7|$HOME";; *) echo "7|COMPLETED|None"; esac',
+    )
+    login.script("scontrol", record(login.home))
+    assert (await login.job(*login.queue("slurm")))[1] == 0
+    assert len(login.calls("sbatch")) == 1
 
 
 REFUSALS = {

@@ -87,6 +87,18 @@ def test_login(
     assert "Deployment alpha-login, host " in done.log
 
 
+def test_a_login_through_another_host(sites: dict[str, Site], engine: Engine) -> None:
+    gate, beta = sites["alpha"].facts, sites["beta"]
+    jump = {"proxyJump": f"{gate['username']}@{gate['hostname']}"}
+    done = engine.run_at(beta, "echo done", beta.walltime(60), login=jump)
+    assert done.code == 0, done.log
+    assert Path(done.outputs["said"]["path"]).read_text() == "done\n"
+    nowhere = {"proxyJump": f"{gate['username']}@127.0.0.1:1"}
+    done = engine.run_at(beta, "true", login=nowhere, seconds=SECONDS)
+    assert done.code != 0
+    assert "host 127.0.0.1:1: connection refused" in done.log
+
+
 SUBMISSIONS = {
     "partition": ("Invalid partition name", "Unknown queue"),
     "account": ("Invalid account", "account bogus is not one of yours"),

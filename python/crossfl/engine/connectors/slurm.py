@@ -14,7 +14,13 @@ from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
 from crossfl.engine.connectors.reports import JobReport, StatusQueryError, brief, joined
 from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
 from crossfl.errors import CrossFLError
-from crossfl.protocol.schedulers.slurm import JobRecord, ending_of, queue_of, record_of
+from crossfl.protocol.schedulers.slurm import (
+    JobRecord,
+    ending_of,
+    folders_of,
+    queue_of,
+    record_of,
+)
 
 NO_SUCH_JOB = "Invalid job id"
 # `sbatch` ends with 1 whatever is wrong; these are words of ``slurm_errno.c``.
@@ -26,6 +32,8 @@ AWAY = re.compile(
     re.IGNORECASE,
 )
 """A controller that is down or overloaded."""
+UNANSWERED = re.compile("timed out on send/recv|Zero Bytes were transmitted", re.IGNORECASE)
+"""One that may have taken the job all the same."""
 FULL = re.compile(r"MaxSubmit\w*Limit|job submit limit", re.IGNORECASE)
 """As many jobs as the association, or the QOS, may have."""
 REFUSED = re.compile(r"^sbatch: (error|fatal):", re.MULTILINE)
@@ -40,6 +48,32 @@ class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
     @classmethod
     def get_schema(cls) -> str:
         return files("crossfl.engine").joinpath("schemas", "slurm.json").read_text("utf-8")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unanswered: set[str] = set()
+
+    async def _submit(self, *args: Any, **kwargs: Any) -> str:
+        """Submit a job, unless it is in the queue: a controller may take one and not answer."""
+        name, location = kwargs["job_name"], kwargs["location"]
+        if name in self._unanswered and (job_id := await self._taken(kwargs["workdir"], location)):
+            self._names[job_id], self._scheduled_jobs[job_id] = name, location
+        else:
+            try:
+                job_id = await super()._submit(*args, **kwargs)
+            except BusyError as error:
+                if UNANSWERED.search(str(error)):
+                    self._unanswered.add(name)
+                raise
+        self._unanswered.discard(name)
+        return job_id
+
+    async def _taken(self, workdir: str, location: ExecutionLocation) -> str | None:
+        """The job in the queue whose folder, which no other job has, is this one."""
+        answer, status = await self._ask(location, "squeue", "-h", "--me", "-o", "%i|%Z")
+        if status != 0:
+            raise BusyError(joined(answer), full=False)
+        return next((i for i, folder in folders_of(answer).items() if folder == workdir), None)
 
     def judge_refusal(self, answer: str, status: int) -> Exception | None:
         full = FULL.search(answer) is not None

@@ -22,6 +22,7 @@ Text = Annotated[str, Meta(max_length=2**16)]
 ExitCode = Annotated[str, Meta(pattern=r"\A\d{1,5}:\d{1,3}\Z")]
 
 QUEUE_LINE = re.compile(r"^(\d+)(?:\+0)?\|([^|]*)\|(.*)$", re.MULTILINE)
+FOLDER_LINE = re.compile(r"^(\d+)(?:\+0)?\|(/.*)$", re.MULTILINE)
 RECORD = re.compile(r"^JobId=(\d+)\b", re.MULTILINE)
 FIELD = re.compile(r"(?:^ *| )(\w+)=(.*?)(?= \w+=|$)")
 WHOLE_LINE = re.compile(r"^ *(StdOut|WorkDir)=(.*)$")
@@ -77,6 +78,16 @@ def queue_of(answer: str) -> dict[str, Entry]:
         job_id: _convert({"state": state, "reason": reason}, Entry)
         for job_id, state, reason in QUEUE_LINE.findall(answer)
     }
+
+
+def folders_of(answer: str) -> dict[str, str]:
+    """The working folders of the jobs that `squeue -o '%i|%Z'` lists, by their ids.
+
+    Raises:
+        CrossFLError: it is too long.
+    """
+    _check(answer)
+    return dict(FOLDER_LINE.findall(answer))
 
 
 def record_of(answer: str, job_id: str) -> JobRecord | None:

@@ -1,10 +1,13 @@
 """Check a facility without a connection: that every setting is filled in, and its job script."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from crossfl.sites.check.findings import Result, Site
 from crossfl.sites.environment import PLACEHOLDER
@@ -47,10 +50,16 @@ def _settings(site: Site, script: str) -> Result:
 
 
 def _lint(site: Site, check: str, tool: str, command: tuple[str, ...], script: str) -> Result:
-    if not shutil.which(command[0]):
+    # What pip installs lies beside our Python, which need not be in the PATH.
+    places = f"{os.environ.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
+    if not (program := shutil.which(command[0], path=places)):
         return Result(site.name, check, "skip", f"{command[0]} is not installed here")
     process = subprocess.run(
-        command, input=script, capture_output=True, encoding="utf-8", errors="replace"
+        [program, *command[1:]],
+        input=script,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if process.returncode == 0:
         return Result(site.name, check, "pass", f"{tool} finds nothing")
