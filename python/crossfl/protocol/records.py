@@ -280,6 +280,20 @@ class Aggregation(Record, frozen=True, kw_only=True):
             "later round takes the update."
         ),
     ] = "all"
+    planner: Annotated[
+        Literal["fixed", "equal_time"],
+        doc(
+            "How many steps a job is asked for: fixed, those of the job file; equal_time, as many "
+            "as take the same time everywhere, by the speed of the facility's last jobs."
+        ),
+    ] = "fixed"
+    job_seconds: Annotated[
+        Seconds | None,
+        doc(
+            "Seconds of training that equal_time asks for; unset, ten times what else a job does, "
+            "and 600 at least."
+        ),
+    ] = None
     grace_seconds: Annotated[
         Seconds, doc("Seconds that a round stays open once running or first would close it.")
     ] = 60.0
@@ -300,6 +314,10 @@ class Aggregation(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.job_seconds is not None and self.planner == "fixed":
+            raise CrossFLError(
+                "aggregation.job_seconds is of planner: equal_time, and the planner is fixed"
+            )
         if self.waits_for_all:
             return
         unfit = None

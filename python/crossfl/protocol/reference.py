@@ -36,7 +36,7 @@ from crossfl.protocol.records import (
     Task,
     Training,
 )
-from crossfl.protocol.state import FacilityLedger, OpenTask, PastNorm, ServerState
+from crossfl.protocol.state import FacilityLedger, OpenTask, PastNorm, ServerState, Timing
 from crossfl.protocol.variables import VARIABLES
 
 FOLDER = Path("docs/reference")
@@ -51,7 +51,16 @@ PARTS = (
     TaskMetrics,
     TrainingMetrics,
 )
-HISTORY = (RoundEntry, FacilityEntry, ServerState, FacilityLedger, OpenTask, PastNorm, Event)
+HISTORY = (
+    RoundEntry,
+    FacilityEntry,
+    ServerState,
+    FacilityLedger,
+    OpenTask,
+    PastNorm,
+    Timing,
+    Event,
+)
 LARGE = 1e15
 """Limits from here on only keep numbers exact or finite, and are not told."""
 

@@ -22,6 +22,7 @@ from crossfl.protocol.fields import (
     Positive,
     Reason,
     Record,
+    Seconds,
     Time,
     doc,
 )
@@ -33,6 +34,8 @@ LARGEST_STATE = 64 << 20
 """Bytes of the document of a state; more is refused unread."""
 MOST_PAST_NORMS = 5
 """Rounds of a facility whose norms are remembered."""
+MOST_TIMINGS = 5
+"""Jobs of a facility whose durations are remembered."""
 
 
 class PastNorm(Record, frozen=True, kw_only=True):
@@ -42,6 +45,14 @@ class PastNorm(Record, frozen=True, kw_only=True):
     effective_steps: Annotated[
         Amount, doc("Steps taken, each weighted by its learning rate over the peak.")
     ]
+
+
+class Timing(Record, frozen=True, kw_only=True):
+    """How long a job took, as its facility stated it."""
+
+    steps: Annotated[Count, doc("Optimizer steps taken.")]
+    train: Annotated[Seconds, doc("Seconds of training.")]
+    load: Annotated[Seconds, doc("Seconds of all else that the job did.")]
 
 
 class OpenTask(Record, frozen=True, kw_only=True):
@@ -72,6 +83,11 @@ class FacilityLedger(Record, frozen=True, kw_only=True):
         Meta(max_length=MOST_PAST_NORMS),
         doc("Norms of the last updates, oldest first."),
     ] = ()
+    timings: Annotated[
+        tuple[Timing, ...],
+        Meta(max_length=MOST_TIMINGS),
+        doc("How long the jobs of the last updates took, oldest first."),
+    ] = ()
     credit: Annotated[
         Amount | None,
         doc("Weight of the facility's next update; unset where rounds wait for everybody."),
@@ -81,6 +97,10 @@ class FacilityLedger(Record, frozen=True, kw_only=True):
         Meta(max_length=10_000),
         doc("Tasks whose updates are late, oldest first."),
     ] = ()
+
+    def with_timing(self, timing: Timing) -> "FacilityLedger":
+        """The ledger with one more timing; the oldest is forgotten."""
+        return self.replace(timings=(*self.timings, timing)[-MOST_TIMINGS:])
 
     def with_norm(self, past: PastNorm) -> "FacilityLedger":
         """The ledger with one more norm; the oldest is forgotten."""

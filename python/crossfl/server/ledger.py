@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from crossfl.protocol.fields import LARGEST_COUNT
-from crossfl.protocol.state import FacilityLedger, PastNorm
+from crossfl.protocol.state import FacilityLedger, PastNorm, Timing
 from crossfl.server.admission import Update
 
 
@@ -18,14 +18,20 @@ def counted(
     for update in updates:
         before, stated = renewed.get(update.facility, FacilityLedger()), update.manifest
         past = PastNorm(norm=norms[update.facility], effective_steps=update.effective_steps)
-        renewed[update.facility] = before.with_norm(past).replace(
-            samples=min(before.samples + stated.samples, LARGEST_COUNT),
-            steps=min(before.steps + stated.steps, LARGEST_COUNT),
-            counted=stated.round,
-            last_tokens=stated.tokens,
-            last_samples=stated.samples,
-            last_steps=stated.steps,
-            open=tuple(task for task in before.open if task.round != stated.round),
+        took = stated.seconds
+        timing = Timing(steps=stated.steps, train=took.train, load=took.working - took.train)
+        renewed[update.facility] = (
+            before.with_norm(past)
+            .with_timing(timing)
+            .replace(
+                samples=min(before.samples + stated.samples, LARGEST_COUNT),
+                steps=min(before.steps + stated.steps, LARGEST_COUNT),
+                counted=stated.round,
+                last_tokens=stated.tokens,
+                last_samples=stated.samples,
+                last_steps=stated.steps,
+                open=tuple(task for task in before.open if task.round != stated.round),
+            )
         )
     return renewed
 

@@ -1,4 +1,8 @@
-"""The fixed plan: in each round every facility takes the steps that the job file gives it."""
+"""The tasks of a round: who is asked, for how many steps, and from where each goes on.
+
+In the fixed plan every facility takes the steps that the job file gives it. With `equal_time` they
+follow from how long its last jobs took.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +14,7 @@ from crossfl.protocol.participation import Purpose, check_rounds, takes_part
 from crossfl.protocol.records import Allowance, Facility, Task, Training, allowance_of
 from crossfl.protocol.seeds import derive_seed
 from crossfl.protocol.state import ServerState
+from crossfl.server.planning import equal_time
 
 
 class Plan(NamedTuple):
@@ -61,12 +66,16 @@ def plan(
         return Plan(state.round, [], [])  # a run that was interrupted after its last round
     number = state.round + 1 if trains else state.round
     part = state.finished + 1 if trains else state.finished
+    seconds = equal_time.seconds_of(state)
     tasks: list[Task] = []
     allowances: list[Allowance] = []
     for facility in sorted(facilities, key=lambda f: f.name):
         if not takes_part(facility, part, "evaluate"):
             continue
-        task = _task(state, facility, facility.local_steps or local_steps, number, trains)
+        steps = facility.local_steps or local_steps
+        if seconds is not None:
+            steps = equal_time.steps(state.ledger_of(facility.name).timings, seconds, steps)
+        task = _task(state, facility, steps, number, trains)
         asked = takes_part(facility, part, purpose)
         if asked and not (trains and facility.name in state.held):
             tasks.append(task)
@@ -75,9 +84,9 @@ def plan(
 
 
 def _task(state: ServerState, facility: Facility, steps: int, number: int, trains: bool) -> Task:
-    ledger = state.ledger_of(facility.name)
+    ledger, rules = state.ledger_of(facility.name), state.aggregation
     position, schedule = steps * state.round, steps * state.rounds
-    if not state.aggregation.waits_for_all:
+    if not rules.waits_for_all or rules.planner != "fixed":
         position = ledger.steps
         schedule = ledger.steps + steps * (state.rounds - state.finished)
     return Task(
