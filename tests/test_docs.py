@@ -14,6 +14,7 @@ from crossfl.cli import VERBS
 from crossfl.protocol.fields import fields_of
 from crossfl.protocol.records import Aggregation, Facility, Lora, Retention, Task, Training
 from crossfl.protocol.variables import VARIABLES
+from crossfl.simulation.virtual import sites
 from crossfl.storage.job import Job
 from tests.support.paths import ROOT
 
@@ -168,7 +169,7 @@ def test_variables_and_fields(page: Path) -> None:
 
 
 def yaml_blocks() -> list[tuple[str, str]]:
-    """Every block of YAML in the guides, which is a job file or a part of one."""
+    """Every block of YAML in the guides, which is a job file or a part of one, or a sites file."""
     return [
         (identify(page), block)
         for page in GUIDES
@@ -182,6 +183,10 @@ def test_parts_of_job_files(page: str, block: str, tmp_path: Path) -> None:
     least = {"facilities": [{"name": "leonardo", "dataset": "it"}], "rounds": 1, "local_steps": 1}
     values = yaml.safe_load(block)
     path = tmp_path / "job.yml"
+    if "sites" in values:
+        path.write_text(block)
+        assert sites.load(path)
+        return
     path.write_text(yaml.safe_dump({**least, **values}))
     job = Job.load(path)
     assert set(values) <= set(Job.__dataclass_fields__)

@@ -33,6 +33,8 @@ REPORT = "report.html"
 """The page that the report step hands over."""
 COMPARISON = "comparison.json"
 """What `crossfl compare` measured."""
+FORECAST = "forecast.json"
+"""What `crossfl simulate --sites` foretells."""
 CWL_OUTPUT = "cwl.output.json"
 """What a step hands over to the engine."""
 

@@ -121,8 +121,7 @@ def admit(
         try:
             stated = identified(path, UpdateManifest, facility, state)
             manifest.check(path, stated, only=())
-            tasks = state.ledger_of(stated.facility).open
-            late = next((task for task in tasks if task.round == stated.round), None)
+            late = open_task(stated, state)
             asked_for = late.allowance if late else allowance
             bounds.check_claims(stated, asked_for, state.aggregation)
             if stated.status == "absent" or stated.status == "late":
@@ -130,7 +129,8 @@ def admit(
                 excluded.append(Exclusion(stated.facility, stated.status, reason))
                 continue
             signature.check(path, stated.facility, signers)
-            _check_base(stated, state, late, weights)
+            check_base(stated, state, late)
+            _check_files(stated, weights)
             delivered = Delta(path)
             delivered.check(weights.floats())
             known = asked_for or members.get(stated.facility)
@@ -141,6 +141,12 @@ def admit(
             name = facility or (stated.facility if stated else "")
             excluded.append(Exclusion(name, "refused", refusal(error, path, "update")))
     return _once_each(admitted, excluded)
+
+
+def open_task(stated: UpdateManifest, state: ServerState) -> OpenTask | None:
+    """The task of an earlier round that an update is for; None where it is for none."""
+    tasks = state.ledger_of(stated.facility).open
+    return next((task for task in tasks if task.round == stated.round), None)
 
 
 def is_whole(update: Update) -> bool:
@@ -162,18 +168,24 @@ def check_sums(updates: Sequence[Update], sums: Mapping[Path, str]) -> dict[str,
     return reasons
 
 
-def _check_base(
-    stated: UpdateManifest, state: ServerState, late: OpenTask | None, weights: Tensors
-) -> None:
-    """Which round and model an update is for, and which files it may have: deltas of the model's.
+def check_base(stated: UpdateManifest, state: ServerState, late: OpenTask | None) -> None:
+    """Check that an update is for this round and its model, or for those of a task that is open.
 
     Raises:
-        CrossFLError: it is for another one, or has another file.
+        CrossFLError: it is for another one.
     """
     if late is None and stated.round != state.round + 1:
         raise CrossFLError(f"it is for round {stated.round}, this is {state.round + 1}")
     if stated.base != (late.base if late else state.model):
         raise CrossFLError("it starts from another model than its round's")
+
+
+def _check_files(stated: UpdateManifest, weights: Tensors) -> None:
+    """Check that an update has no files but deltas of the model's.
+
+    Raises:
+        CrossFLError: it lists another file.
+    """
     names = {delta.file_name(file.path.name) for file in weights.files}
     if unknown := sorted(stated.files.keys() - names):
         raise CrossFLError(f"it lists {unknown[0]!r}, which is no delta of a file of the model")

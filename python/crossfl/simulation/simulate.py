@@ -1,4 +1,8 @@
-"""Run a federation in this one process: the same functions as the workflow, in a plain loop."""
+"""Run a federation in this one process: the same functions as the workflow, in a plain loop.
+
+With --data it trains, and leaves what the workflow leaves. With --sites nothing is trained: queues
+and jobs are played in virtual time, and it says when the federation would end, at what cost.
+"""
 
 import argparse
 import os
@@ -11,7 +15,8 @@ from pathlib import Path
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
-from crossfl.protocol.layout import EVALUATION, GLOBAL_MODEL, STATE, UPDATE
+from crossfl.protocol import decoding
+from crossfl.protocol.layout import EVALUATION, FORECAST, GLOBAL_MODEL, STATE, UPDATE
 from crossfl.protocol.state import ServerState
 from crossfl.protocol.variables import DATA, FACILITY, PROMPTS
 from crossfl.protocol.variables import STATE as STATE_FOLDER
@@ -19,11 +24,12 @@ from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.server.rounds import Waiting, aggregate
 from crossfl.simulation import replay
+from crossfl.simulation.virtual import forecast, sites
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.initialise import initialise
 from crossfl.steps.report import report
 from crossfl.steps.train import train
-from crossfl.storage.files import check_vacant
+from crossfl.storage.files import check_vacant, write_bytes
 from crossfl.storage.job import Job
 
 
@@ -122,7 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl simulate`."""
     parser.add_argument("job", type=Path, help="job file, as for workflows/federated.cwl")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with a folder of datasets per facility"
+        "--data", type=Path, help="train, on a folder with a folder of datasets per facility"
+    )
+    parser.add_argument(
+        "--sites", type=Path, help="play times alone, on sites of these speeds and queues (YAML)"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=20, help="times that --sites plays; default: 20"
     )
     parser.add_argument(
         "--replay",
@@ -134,5 +146,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the federation."""
-    simulate(Job.load(args.job), args.data, args.outdir, args.replay)
+    """Run the federation, or play it."""
+    if (args.data is None) == (args.sites is None):
+        raise CrossFLError("give --data to train, or --sites to play the times alone")
+    job = Job.load(args.job)
+    if args.sites is None:
+        simulate(job, args.data, args.outdir, args.replay)
+        return
+    if args.replay is not None:
+        raise CrossFLError("--replay trains: give it --data, and not --sites")
+    told = forecast.forecast(job, sites.load(args.sites), args.draws)
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    write_bytes(args.outdir / FORECAST, decoding.encode(told))
+    print(forecast.table(told))

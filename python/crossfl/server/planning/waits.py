@@ -1,6 +1,6 @@
 """How long the next job will wait, from the waits of those before it.
 
-A job that still waits will have waited longer than it has till now: it is *censored*, and leaving it
+A job that still waits will wait longer than it has till now: it is *censored*, and leaving it
 out would make every queue look shorter than it is. The estimate is the quantile of Kaplan and Meier
 1958 (https://doi.org/10.1080/01621459.1958.10501452) over the last jobs that asked for about as
 much.

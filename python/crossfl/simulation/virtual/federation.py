@@ -1,0 +1,349 @@
+"""A federation in virtual time: what the server decides is decided by the server's own functions.
+
+Tasks are those of `server.planning`. Late updates are admitted, weighed and remembered by
+`server.admission`, `server.merging` and `server.ledger`, and a round ends by `server.quorum`. Only
+queues, jobs and transfers are played. At each facility there is at most one job. It may outlive the
+round that asked for it, takes the newest task when it starts, and is collected by a later round.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from numpy.random import default_rng
+from torch import Tensor
+
+from crossfl.errors import CrossFLError
+from crossfl.protocol.history import FacilityEntry
+from crossfl.protocol.manifest import UpdateManifest
+from crossfl.protocol.measurements import PhaseSeconds
+from crossfl.protocol.records import Allowance, Task
+from crossfl.protocol.seeds import derive_seed
+from crossfl.protocol.state import ServerState
+from crossfl.server import admission, ledger, merging, optimizers
+from crossfl.server.admission import Update
+from crossfl.server.averaging.kernel import WeightedSum
+from crossfl.server.deliveries import Exclusion
+from crossfl.server.planning import equal_time
+from crossfl.server.planning.fixed import plan
+from crossfl.server.quorum import BelowQuorumError, check_quorum
+from crossfl.simulation.virtual.clock import Clock
+from crossfl.simulation.virtual.queues import DAY, Backfill, Request
+from crossfl.simulation.virtual.sites import Site, check_members, queue_of
+from crossfl.storage.delta import Delta
+from crossfl.storage.job import Job
+
+WARM_UP = 4 * DAY
+"""Seconds that machines with other users run before the federation begins."""
+FIRST = f"{0:064x}"
+
+
+class Learner(Protocol):
+    """What a federation learns, if anything: one flat vector of weights, fp32 [n]."""
+
+    def first(self) -> Tensor:
+        """The first model."""
+        ...
+
+    def delta(self, task: Task, model: Tensor) -> Tensor:
+        """Local minus global weights after the local steps of a task."""
+        ...
+
+
+@dataclass
+class Account:
+    """What one facility did, and what it cost."""
+
+    node_seconds: float = 0.0
+    thrown_away: float = 0.0
+    """Node-seconds of jobs whose work is in no model."""
+    merged: int = 0
+    weight: float = 0.0
+    """Sum of the coefficients of its updates."""
+    waits: list[float] = field(default_factory=list)
+    """Seconds of each of its jobs in the queue."""
+
+
+@dataclass(eq=False)
+class BatchJob:
+    """The one job of a facility."""
+
+    facility: str
+    request: Request
+    submitted: float
+    failures: int = 0
+    started: float | None = None
+    task: Task | None = None
+    allowance: Allowance | None = None
+    model: Tensor | None = None
+    update: UpdateManifest | None = None
+
+
+class Federation:
+    """One federation of a job file on sites, from the first round on.
+
+    Args:
+        job: the job file.
+        sites: the sites, by name.
+        seed: seed of queues, speeds and failures; the federation's own is that of the job.
+        learner: what is learnt; None plays the times alone.
+
+    Raises:
+        CrossFLError: a facility is not described, or its queue cannot be played.
+    """
+
+    def __init__(
+        self, job: Job, sites: Mapping[str, Site], seed: int, learner: Learner | None = None
+    ) -> None:
+        names = [facility.name for facility in job.facilities]
+        check_members(sites, names)
+        self.clock = Clock(-WARM_UP)
+        self.accounts = {name: Account() for name in names}
+        self.schedule: list[dict[str, FacilityEntry]] = []
+        """What became of each facility's update, by round."""
+        self._job, self._sites, self._learner = job, sites, learner
+        self._attempts = {facility.name: facility.attempts for facility in job.facilities}
+        self._queues = {name: queue_of(sites[name], name, self.clock, seed) for name in names}
+        self._draws = {name: default_rng(derive_seed(seed, name, "jobs")) for name in names}
+        self.state = ServerState(
+            rounds=job.rounds, seed=job.seed, aggregation=job.aggregation, started=0, model=FIRST
+        )
+        self.model = learner.first() if learner else torch.zeros(0)
+        optimizer = optimizers.of(job.aggregation)
+        self._slots = optimizer.init(self.model, job.aggregation)
+        self._jobs: dict[str, BatchJob] = {}
+        self._newest: dict[str, list[tuple[float, Task, Allowance, Tensor]]] = {}
+        self._arrived: dict[str, BatchJob] = {}
+        self._absent: dict[str, str] = {}
+        self._allowances: Sequence[Allowance] = ()
+        self._asked: list[str] = []
+        self._turn = self._grace = 0
+        if any(isinstance(queue, Backfill) for queue in self._queues.values()):
+            self.clock.run(lambda: False, 0.0)
+        self.clock.now = 0.0
+        self.clock.after(0.0, self._open)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further round follows."""
+        return not self.state.more(self.clock.now)
+
+    def run(self, horizon: float) -> bool:
+        """Go on to the end; False where the horizon, in seconds, came first."""
+        return self.clock.run(lambda: self.is_over, horizon)
+
+    def in_flight(self) -> float:
+        """Node-seconds of the jobs that run now, which are thrown away where this is the end."""
+        running = [job for job in self._jobs.values() if job.started is not None and not job.update]
+        return sum((self.clock.now - (j.started or 0.0)) * j.request.nodes for j in running)
+
+    # -- rounds
+
+    def _open(self) -> None:
+        """Ask for updates."""
+        self._turn += 1
+        self._absent = {}
+        job = self._job
+        planned = plan(self.state, job.facilities, job.local_steps, job.training, "train")
+        self._allowances, self._asked = planned.allowances, [t.facility for t in planned.tasks]
+        allowances = {allowance.facility: allowance for allowance in planned.allowances}
+        for task in planned.tasks:
+            turn = (self.clock.now, task, allowances[task.facility], self.model)
+            running = self._jobs.get(task.facility)
+            if running is None:
+                self._newest[task.facility] = [turn]
+                self._submit(task.facility, failures=0)
+            elif running.started is None:
+                self._newest[task.facility].append(turn)
+        closes = self.state.aggregation.closes
+        if isinstance(closes, int):
+            self.clock.after(closes, self._time_out, self._turn)
+        self._look()
+
+    def _look(self) -> None:
+        """Close the round if its rule says so, now or after the grace."""
+        rules = self.state.aggregation
+        missing = [n for n in self._asked if n not in self._arrived and n not in self._absent]
+        if not missing:
+            self._close()
+        elif not self._arrived or self._grace == self._turn:
+            return
+        elif rules.closes == "first" or (
+            rules.closes == "running" and all(self._jobs[n].started is None for n in missing)
+        ):
+            self._grace = self._turn
+            self.clock.after(rules.grace_seconds, self._time_out, self._turn)
+
+    def _time_out(self, turn: int) -> None:
+        if turn == self._turn:
+            self._close()
+
+    def _close(self) -> None:
+        """End the round with what has arrived."""
+        self._turn += 1  # no timer of this round acts any more
+        updates, excluded = self._admit()
+        names = {update.facility for update in updates}
+        delivered = {name: self._arrived.pop(name) for name in self._asked if name in self._arrived}
+        try:
+            check_quorum(updates, excluded, self.state, 1, self._asked)
+        except BelowQuorumError as shortfall:
+            self._below_quorum(excluded, shortfall)
+        else:
+            self._merge(updates, excluded, delivered)
+        for name, job in delivered.items():
+            if name not in names:
+                self._throw_away(job)
+        if not self.is_over:
+            absent = {exclusion.status for exclusion in excluded} - {"late"}
+            waits = self.state.aggregation.wait_seconds if absent and not names else 0.0
+            self.clock.after(waits, self._open)
+
+    def _admit(self) -> tuple[list[Update], list[Exclusion]]:
+        updates: list[Update] = []
+        excluded: list[Exclusion] = []
+        for name in sorted(self._asked):
+            job = self._arrived.get(name)
+            if job is None and name in self._absent:
+                excluded.append(Exclusion(name, "absent", self._absent[name]))
+                continue
+            if job is None:
+                excluded.append(Exclusion(name, "late", "its job goes on"))
+                continue
+            stated = cast(UpdateManifest, job.update)
+            late = admission.open_task(stated, self.state)
+            try:
+                admission.check_base(stated, self.state, late)
+            except CrossFLError as error:
+                excluded.append(Exclusion(name, "refused", str(error)))
+                continue
+            version = late.version if late else self.state.updates
+            nothing = cast(Delta, None)  # its numbers are in the job
+            updates.append(Update(Path(name), stated, nothing, job.allowance, version))
+        return updates, excluded
+
+    def _merge(
+        self,
+        updates: Sequence[Update],
+        excluded: Sequence[Exclusion],
+        delivered: Mapping[str, BatchJob],
+    ) -> None:
+        state, number = self.state, self.state.round + 1
+        weighed = merging.weigh(updates, state, self._allowances)
+        norms = dict.fromkeys(delivered, 1.0)
+        if self._learner is not None:
+            deltas = [cast(Tensor, delivered[u.facility].model) for u in updates]
+            combined = torch.empty_like(self.model)
+            total = WeightedSum(deltas, weighed.coefficients)
+            total.into(combined)
+            norms = {u.facility: float(d.norm()) for u, d in zip(updates, deltas, strict=True)}
+            rules = merging.stepping(state, updates, self._allowances).aggregation
+            self.model, self._slots = optimizers.of(rules).apply(
+                self.model, combined, self._slots, rules
+            )
+        renewed = ledger.counted(weighed.ledger, updates, norms)
+        facilities = {e.facility: FacilityEntry(status=e.status) for e in excluded}
+        for update, share in zip(updates, weighed.coefficients, strict=True):
+            stated, account = update.manifest, self.accounts[update.facility]
+            account.merged += 1
+            account.weight += share
+            facilities[update.facility] = FacilityEntry(
+                status=stated.status,
+                share=share,
+                norm=norms[update.facility],
+                steps=stated.steps,
+                staleness=number - stated.round,
+                seconds=stated.seconds,
+            )
+        self.schedule.append(facilities)
+        advanced = merging.advanced(state, facilities, renewed, self._allowances)
+        self.state = advanced.replace(round=number, model=f"{number:064x}", waits=0)
+
+    def _below_quorum(self, excluded: Sequence[Exclusion], shortfall: BelowQuorumError) -> None:
+        rules, missing = self.state.aggregation, {exclusion.status for exclusion in excluded}
+        goes_on = "late" in missing and not rules.waits_for_all
+        if rules.below_quorum == "stop" and not goes_on:
+            raise shortfall
+        facilities = {e.facility: FacilityEntry(status=e.status) for e in excluded}
+        state = merging.advanced(self.state, facilities, self.state.ledger, self._allowances)
+        if rules.below_quorum == "skip" and not goes_on:
+            self.schedule.append(facilities)
+            state = state.replace(round=state.round + 1)
+        self.state = state
+
+    # -- jobs
+
+    def _submit(self, facility: str, failures: int) -> None:
+        site, task = self._sites[facility], self._newest[facility][-1][1]
+        known = self.state.ledger_of(facility).timings
+        expected = site.load_seconds + task.local_steps * site.seconds_per_step
+        walltime = equal_time.MARGIN * expected + equal_time.SPARE_SECONDS
+        if known:
+            walltime = max(walltime, equal_time.walltime(known, task.local_steps))
+        request = Request(site.nodes, walltime, lambda: self._start(job))
+        job = BatchJob(facility, request, self.clock.now + site.transfer_seconds, failures)
+        self._jobs[facility] = job
+        self.clock.after(site.transfer_seconds, self._queues[facility].submit, request)
+
+    def _start(self, job: BatchJob) -> None:
+        site, now, draw = self._sites[job.facility], self.clock.now, self._draws[job.facility]
+        turns = self._newest[job.facility]
+        there = [turn for turn in turns if turn[0] <= now - site.transfer_seconds] or turns[:1]
+        _, job.task, job.allowance, job.model = there[-1]
+        job.started = now
+        self.accounts[job.facility].waits.append(max(now - job.submitted, 0.0))
+        train = job.task.local_steps * site.seconds_per_step * draw.lognormal(0.0, site.noise)
+        runs = site.load_seconds + train
+        fate = draw.random()
+        if fate < site.failures + site.preemptions:
+            preempted = fate >= site.failures
+            self.clock.after(draw.random() * runs, self._cut_short, job, preempted)
+        else:
+            self.clock.after(runs, self._end, job, train)
+        self._look()
+
+    def _release(self, job: BatchJob) -> None:
+        used = (self.clock.now - (job.started or 0.0)) * job.request.nodes
+        self.accounts[job.facility].node_seconds += used
+        self._queues[job.facility].release(job.request)
+
+    def _cut_short(self, job: BatchJob, preempted: bool) -> None:
+        self._release(job)
+        self._throw_away(job)
+        failures = job.failures + (not preempted)
+        if failures < self._attempts[job.facility]:
+            self._newest[job.facility] = self._newest[job.facility][-1:]
+            self._submit(job.facility, failures)
+        else:
+            del self._jobs[job.facility]
+            self._absent[job.facility] = f"its job failed {failures} times"
+            self._look()
+
+    def _end(self, job: BatchJob, train: float) -> None:
+        self._release(job)
+        task, site = cast(Task, job.task), self._sites[job.facility]
+        steps, queued = task.local_steps, cast(float, job.started) - job.submitted
+        job.update = UpdateManifest(
+            facility=job.facility,
+            federation=task.federation,
+            round=task.round,
+            base=task.base,
+            status="complete",
+            steps=steps,
+            samples=steps * self._job.training.batch_size,
+            tokens=steps * self._job.training.batch_size,
+            seconds=PhaseSeconds(queue=max(queued, 0.0), load=site.load_seconds, train=train),
+        )
+        if self._learner is not None:
+            job.model = self._learner.delta(task, cast(Tensor, job.model))
+        self.clock.after(site.transfer_seconds, self._deliver, job)
+
+    def _deliver(self, job: BatchJob) -> None:
+        del self._jobs[job.facility]
+        self._arrived[job.facility] = job
+        self._look()
+
+    def _throw_away(self, job: BatchJob) -> None:
+        seconds = job.update.seconds.working if job.update else self.clock.now - (job.started or 0)
+        self.accounts[job.facility].thrown_away += seconds * job.request.nodes
