@@ -80,7 +80,7 @@ def test_rows_are_read_as_they_were(tmp_path: Path) -> None:
         ("d.jsonl", '{"text": "a", "task": []}\n', "d.jsonl:1: the name of its 'task' has"),
         ("d.jsonl", "", "is empty"),
         ("d.txt", "one line\n", "is empty: it has no train sample"),
-        ("d.csv", "a,b\n", "is none of"),
+        ("d.xlsx", "a,b\n", "is none of .txt, .jsonl, .json, .csv, .parquet"),
         ("d.parquet", "no", "is not a parquet file"),
     ],
 )

@@ -13,7 +13,7 @@ from crossfl.errors import CrossFLError
 from crossfl.learning import datasets
 from crossfl.learning.batching import batch_of
 from crossfl.learning.datasets import Image
-from crossfl.learning.models.loading import check_samples, load
+from crossfl.learning.models.loading import load
 from crossfl.learning.models.vision import VGGConfig, VGGForImageClassification
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
@@ -25,7 +25,6 @@ from crossfl.steps.train import train
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.job import Job
-from tests.support.paths import ROUND
 from tests.support.validation import measured
 
 VGG = {
@@ -194,18 +193,19 @@ def test_bad_images_are_named(row: dict[str, Any], message: str, tmp_path: Path)
         datasets.read(tmp_path / "d.jsonl", "train")
 
 
-def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
-    network, _ = load(start(VGG, tmp_path)[0], TRAINING)
-    good = Image(np.ones((1, 8, 8), np.float32), 1)
-    with pytest.raises(CrossFLError, match="takes images"):
-        check_samples(network, [good, datasets.Text(None, "a")])
-    with pytest.raises(CrossFLError, match="2 classes"):
-        check_samples(network, [good._replace(label=2)])
-    with pytest.raises(CrossFLError, match="2 shapes"):
-        check_samples(network, [good, good._replace(pixels=np.ones((1, 9, 9), np.float32))])
-    language, _ = load(ROUND / "global_model", Training(sequence_length=8, threads=1))
-    with pytest.raises(CrossFLError, match="takes text"):
-        check_samples(language, [good])
+def test_an_image_beyond_the_classes_of_the_model_is_left_out(root: Path, tmp_path: Path) -> None:
+    """A whole dataset of them is refused, with the remedy."""
+    model, task = start(VGG, tmp_path)
+    path = root / "leonardo" / "halves" / "train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[0].replace('"label": 0', '"label": 2')]))
+    with playing_every_facility(root):
+        written = train(model, task, TRAINING, tmp_path)
+        assert written is not None and written.metrics.training is not None
+        assert (written.samples, written.metrics.training.bad_samples) == (64, 1)
+        path.write_text("\n".join(lines).replace('"label": 0', '"label": 2') * 2)
+        with pytest.raises(CrossFLError, match=r"its label is beyond the model's 2 classes: raise"):
+            train(model, task, TRAINING, tmp_path / "again")
 
 
 def test_a_config_of_neither_kind_is_refused(tmp_path: Path) -> None:

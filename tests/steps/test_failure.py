@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from crossfl import cli
+from crossfl.learning import datasets
+from crossfl.learning.datasets import reading
 from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.variables import DATA
@@ -16,7 +18,7 @@ from tests.support.processes import flags
 
 CANARY = "Rossi-1961"
 REASON = (
-    r"IsADirectoryError in crossfl/learning/datasets\.py:\d+: the output of the job has the lines "
+    r"ValueError in crossfl/learning/datasets/reading\.py:\d+: the output of the job has the lines "
     "that led there"
 )
 KINDS: dict[str, type[UpdateManifest] | type[EvaluationManifest]] = {
@@ -50,19 +52,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def unforeseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading raises an error that nobody has foreseen, and whose text quotes the data."""
+    (folder / "train.jsonl").write_text('{"text": "a"}\n' * 20)
+
+    def fail(_: datasets.Samples) -> None:
+        raise ValueError(f"cannot look at {CANARY}")
+
+    monkeypatch.setattr(reading, "_of_one_shape", fail)
+
+
 @pytest.mark.parametrize("verb", KINDS)
 def test_of_an_error_of_others_only_class_and_place_leave(
-    verb: str, task: Task, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, task: Task, unforeseen: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its text may quote the data: here it has the name of a folder where a file should be."""
-    for split in ("train", "valid"):
-        (folder / f"{split}.{CANARY}.jsonl").mkdir()
     assert _run(verb, task, tmp_path / "out") == 0
     assert re.fullmatch(REASON, _reason(verb, tmp_path / "out"))
     printed = capsys.readouterr().err
     assert CANARY not in printed  # the output of a job is brought to the engine, too
-    assert re.search(r"datasets\.py\", line \d+, in read\n", printed)
-    assert "IsADirectoryError: its text may quote the data and is not shown here" in printed
+    assert re.search(r"reading\.py\", line \d+, in read\n", printed)
+    assert "ValueError: its text may quote the data and is not shown here" in printed
 
 
 @pytest.mark.parametrize("verb", KINDS)
@@ -87,10 +97,8 @@ def test_no_sample_is_quoted(
 
 
 def test_where_failures_stop_the_step_the_error_goes_on(
-    task: Task, folder: Path, tmp_path: Path
+    task: Task, unforeseen: None, tmp_path: Path
 ) -> None:
-    for split in ("train", "valid"):
-        (folder / f"{split}.{CANARY}.jsonl").mkdir()
-    with pytest.raises(IsADirectoryError, match=CANARY):
+    with pytest.raises(ValueError, match=CANARY):
         _run("train", task, tmp_path / "out", "stop")
     assert list((tmp_path / "out").iterdir()) == []

@@ -9,6 +9,7 @@ that only noise helps.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,10 +26,16 @@ class Span(NamedTuple):
 
     begin: int
     end: int
+    gaps: tuple[int, ...] = ()
+    """Positions between the two that are not predicted, in ascending order."""
 
     def until(self, length: int) -> int:
         """Predicted tokens within a sequence length."""
-        return max(0, min(self.end, length) - self.begin)
+        return max(0, min(self.end, length) - self.begin) - bisect_left(self.gaps, length)
+
+    def reaches(self, length: int) -> bool:
+        """Whether the last token within a sequence length is predicted."""
+        return self.until(length) > self.until(length - 1)
 
 
 def usable(size: int, wanted: int | None, floor: int) -> int:
@@ -56,11 +63,26 @@ def measured_length(spans: Sequence[Span], length: int, floor: int) -> int:
     if length >= longest:
         return length
     for shorter in range(length, 0, -1):
-        reaching = sum(span.begin < shorter <= span.end for span in spans)
+        reaching = sum(span.reaches(shorter) for span in spans)
         behind = sum(span.end > shorter for span in spans)
         if reaching >= floor and behind >= floor:
             return shorter
     return 0
+
+
+def whole_blocks(group: Sequence[T], floor: int, is_usable: Callable[[T], bool]) -> list[T]:
+    """The items of a group without every block of `floor` in a row that has an unusable one.
+
+    Whether a sample can be used may depend on the tokenizer, which the server chooses. Leaving out
+    that sample alone would tell it by the difference to another choice.
+    """
+    last = max(len(group) // floor, 1) - 1
+
+    def block_of(i: int) -> int:
+        return min(i // floor, last)
+
+    dropped = {block_of(i) for i, item in enumerate(group) if not is_usable(item)}
+    return [item for i, item in enumerate(group) if block_of(i) not in dropped]
 
 
 def groups_of(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from crossfl.errors import CrossFLError
 from crossfl.facility.place import Disclosure
 from crossfl.learning import datasets
 from crossfl.learning.batching import Batch, batch_of
@@ -20,15 +21,26 @@ from crossfl.learning.datasets import (
     Image,
     Sample,
     Samples,
-    encode,
     encode_prompt,
+    encoded,
 )
-from crossfl.learning.disclosure import Span, groups_of, measured_length, rounded, usable, withheld
+from crossfl.learning.disclosure import (
+    Span,
+    groups_of,
+    measured_length,
+    rounded,
+    usable,
+    whole_blocks,
+    withheld,
+)
 from crossfl.learning.ranks import Parallel
 from crossfl.protocol.manifest import Completion
 from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import Training
 from crossfl.protocol.variables import PROMPTS
+
+MOST_TASKS = 64
+"""Tasks that a dataset may name: their names and metrics leave the facility."""
 
 
 def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -86,21 +98,33 @@ def validation_samples(dataset: Path, training: Training, disclosure: Disclosure
     """
     samples = datasets.read(dataset, "valid")
     count = usable(len(samples), training.validation_samples, disclosure.min_samples)
-    return Samples(samples[:count], samples.bad)
+    return samples.select(range(count))
+
+
+class _Measurable(NamedTuple):
+    """A sample, how the model takes it, or why it cannot, and what of it is predicted."""
+
+    sample: Sample
+    encoded: Encoded | Image | CrossFLError
+    span: Span
 
 
 class Validation:
     """A facility's validation data, cut down to what its metrics may tell of it.
 
     Samples are grouped by task; tasks too small go together with the samples that name none. Each
-    group is measured up to a sequence length that no few samples reach alone
-    (`crossfl.learning.disclosure`).
+    group is measured up to a sequence length that no few samples reach alone. Where a sample cannot
+    be encoded, the samples around it are left out with it (`crossfl.learning.disclosure`).
 
     Args:
         samples: those of the validation split that are used.
         tokenizer: the model's; of an image classifier, None.
         training: how long samples are, and how many go through the model at once.
         disclosure: of how many samples and tokens metrics may leave.
+        classes: how many an image classifier tells apart.
+
+    Raises:
+        CrossFLError: the samples name too many tasks.
     """
 
     def __init__(
@@ -109,25 +133,32 @@ class Validation:
         tokenizer: PreTrainedTokenizerBase | None,
         training: Training,
         disclosure: Disclosure,
+        classes: int | None = None,
     ) -> None:
+        if (tasks := len({sample.task for sample in samples})) > MOST_TASKS:
+            raise CrossFLError(f"the dataset names {tasks} tasks: {MOST_TASKS} at most")
         self._tokenizer, self._training = tokenizer, training
         self._groups: dict[str | None, list[Encoded | Image]] = {}
         floor = disclosure.min_samples
 
-        def is_large(group: Sequence[tuple[Encoded | Image, Span]]) -> bool:
+        def is_large(group: Sequence[_Measurable]) -> bool:
             return len(group) >= floor and enough(group, sys.maxsize)
 
-        def enough(group: Sequence[tuple[Encoded | Image, Span]], length: int) -> bool:
-            texts = [span.until(length) for sample, span in group if isinstance(sample, Encoded)]
+        def enough(group: Sequence[_Measurable], length: int) -> bool:
+            texts = [one.span.until(length) for one in group if isinstance(one.encoded, Encoded)]
             return not texts or sum(texts) >= disclosure.min_tokens
 
-        encoded = [(s.task, encode(s, tokenizer, sys.maxsize)) for s in samples]
-        spans = [(task, (sample, _span(sample))) for task, sample in encoded]
-        predicted = [(task, item) for task, item in spans if item[1].until(sys.maxsize)]
-        for task, group in groups_of(predicted, is_large).items():
-            length = measured_length([s for _, s in group], training.sequence_length, floor)
+        results = zip(samples, encoded(samples, tokenizer, classes), strict=True)
+        every = [(s.task, _Measurable(s, result, _span(result))) for s, result in results]
+        kept: list[Sample] = []
+        for task, whole in groups_of(every, is_large).items():
+            group = whole_blocks(whole, floor, lambda one: one.span.until(sys.maxsize) > 0)
+            kept += [one.sample for one in group]
+            length = measured_length([o.span for o in group], training.sequence_length, floor)
             if is_large(group) and enough(group, length):
-                self._groups[task] = [_cut(sample, length) for sample, _ in group]
+                self._groups[task] = [_cut(one.encoded, length) for one in group]
+        self.usable = kept
+        """The samples that can be encoded, whether or not they are enough to be measured."""
         self.withheld = None if self._groups else withheld(disclosure)
         """Why no metric may leave; None where they may."""
 
@@ -179,16 +210,24 @@ def _total(parts: Iterable[_Sums]) -> _Sums:
     return _Sums(sum(samples), sum(nats), sum(tokens), sum(right), text)
 
 
-def _span(sample: Encoded | Image) -> Span:
+def _span(result: Encoded | Image | CrossFLError) -> Span:
     """The positions that are predicted: an image has one, a text those behind its prompt."""
-    if isinstance(sample, Image):
+    if isinstance(result, CrossFLError):
+        return Span(0, 0)
+    if isinstance(result, Image):
         return Span(0, 1)
-    ignored = sum(label == IGNORED for label in sample.labels)
-    return Span(max(1, ignored), len(sample.ids))
+    # The first token is not: it has none before it.
+    places = [i for i, label in enumerate(result.labels) if label != IGNORED and i > 0]
+    if not places:
+        return Span(0, 0)
+    begin, end = places[0], places[-1] + 1
+    return Span(begin, end, tuple(sorted(set(range(begin, end)) - set(places))))
 
 
-def _cut(sample: Encoded | Image, length: int) -> Encoded | Image:
-    return sample if isinstance(sample, Image) else Encoded(*(part[:length] for part in sample))
+def _cut(result: Encoded | Image | CrossFLError, length: int) -> Encoded | Image:
+    if isinstance(result, CrossFLError):
+        raise result
+    return result if isinstance(result, Image) else Encoded(*(part[:length] for part in result))
 
 
 def _length(sample: Encoded | Image) -> int:

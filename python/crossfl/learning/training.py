@@ -21,7 +21,7 @@ from crossfl.learning import allocator, datasets, evaluation, lora
 from crossfl.learning.batching import Batch, batch_of, rows_of
 from crossfl.learning.disclosure import edge_losses
 from crossfl.learning.evaluation import Validation, summed_loss
-from crossfl.learning.models.loading import check_samples, load
+from crossfl.learning.models.loading import classes_of, load
 from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
 from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
@@ -78,17 +78,20 @@ class Trainer:
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
         self._carried = CarriedState(task, "optimizer") if keeps else None
-        self._samples = datasets.read(dataset, "train")
-        drawn = task.local_steps * training.batch_size
-        self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
+        samples = datasets.read(dataset, "train")
         self._disclosure = place.disclosure()
         valid = evaluation.validation_samples(dataset, training, self._disclosure)
-        facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
+        facts = {"ranks": self._parallel.number, "samples": len(samples)}
         saves = training.checkpoint_steps is not None
         self._savepoint = Savepoint(task, training, facts) if saves else None
-        network, self._tokenizer = load(model, training)
-        check_samples(network, [*self._samples, *valid])
-        self._validation = Validation(valid, self._tokenizer, training, self._disclosure)
+        network, tokenizer = load(model, training)
+        takes = (tokenizer, training.sequence_length, classes_of(network))
+        self._samples = datasets.EncodedSamples(samples, *takes)
+        drawn = task.local_steps * training.batch_size
+        self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
+        self._validation = Validation(
+            valid, tokenizer, training, self._disclosure, classes_of(network)
+        )
         self._model = self._parallel.wrap(network)
         self._parameters = learning(self._parallel.unwrap(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
@@ -103,10 +106,11 @@ class Trainer:
 
     @property
     def notices(self) -> list[str]:
-        """What to say: that something kept since the last round is missing, or no metric leaves."""
+        """What to say: data not learnt from, state that is missing, or that no metric leaves."""
         residual = self._residual.lost if self._residual and self._coding.lossy else None
         lost = residual or (self._carried.lost if self._carried else None)
-        return [notice for notice in (lost, self._validation.withheld) if notice]
+        others = (notice for notice in (lost, self._validation.withheld) if notice)
+        return [*self._samples.notices, *others]
 
     def validate(self) -> Metrics | None:
         """Metrics of the model as it is, on the validation split; None where none may leave."""
@@ -184,6 +188,7 @@ class Trainer:
             tokens_per_second=done.tokens / max(done.seconds, 1e-9),
             tokens_read=done.read,
             bad_samples=len(self._samples.bad),
+            cut_samples=self._samples.cut,
             gradient_noise_scale=done.noise.scale(),
             ranks=self._parallel.number,
             peak_memory=memory,
@@ -292,12 +297,8 @@ class Trainer:
         mine = self._order[step * size : (step + 1) * size][
             self._parallel.rank :: self._parallel.number
         ]
-        encoded = [
-            datasets.encode(self._samples[i], self._tokenizer, training.sequence_length)
-            for i in mine
-        ]
-        packs = training.packing
-        rows = rows_of(encoded, training.sequence_length if packs else None)
+        samples = [self._samples[i] for i in mine]
+        rows = rows_of(samples, training.sequence_length if training.packing else None)
         most = training.micro_batch or size
         return [
             batch_of(rows[i : i + most], self._parallel.device) for i in range(0, len(rows), most)

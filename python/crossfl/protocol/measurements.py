@@ -83,7 +83,10 @@ class TrainingMetrics(Record, frozen=True, kw_only=True):
     tokens_read: Annotated[
         Count, doc("Tokens that went through the model, with those of prompts.")
     ] = 0
-    bad_samples: Annotated[Count, doc("Samples that could not be used.")] = 0
+    bad_samples: Annotated[Count, doc("Rows of the dataset that could not be used.")] = 0
+    cut_samples: Annotated[
+        Count, doc("Samples with a prompt that are longer than the sequence length, and were cut.")
+    ] = 0
     gradient_noise_scale: Annotated[
         Amount | None, doc("Gradient noise scale in tokens; None where the steps do not tell it.")
     ] = None

@@ -106,17 +106,18 @@ def _measure(
 
     # They build models: what is cheap to refuse has been refused before.
     from crossfl.learning import evaluation
-    from crossfl.learning.models.loading import check_samples, load
+    from crossfl.learning.models.loading import classes_of, load
     from crossfl.learning.ranks import Parallel
 
     samples = evaluation.validation_samples(folder, training, disclosure)
     kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
     network, tokenizer = load(model, training)
     network = Parallel(training).wrap(network)
-    check_samples(network, samples)
-    validation = evaluation.Validation(samples, tokenizer, training, disclosure)
+    classes = classes_of(network)
+    validation = evaluation.Validation(samples, tokenizer, training, disclosure, classes)
     metrics = validation.measure(network)
-    prompted = [s for s in samples if isinstance(s, datasets.Text) and s.prompt is not None]
+    usable = validation.usable
+    prompted = [s for s in usable if isinstance(s, datasets.Text) and s.prompt is not None]
     if match and metrics and prompted and tokenizer:
         written = evaluation.complete(
             network, tokenizer, [s.prompt or "" for s in prompted], training

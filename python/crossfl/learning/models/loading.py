@@ -1,6 +1,5 @@
 """Loading a model from a checkpoint: a causal language model, or an image classifier."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from crossfl.errors import CrossFLError
 from crossfl.learning import lora
-from crossfl.learning.datasets import Image, Sample
 from crossfl.learning.models import vision
 from crossfl.protocol.records import Training
 from crossfl.storage.model_folder import ModelFolder
@@ -28,9 +26,6 @@ from crossfl.storage.model_folder import ModelFolder
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 vision.register()
-
-MOST_TASKS = 64
-"""Tasks that a dataset may name."""
 
 
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
@@ -144,25 +139,7 @@ def load_weights(
     return model
 
 
-def check_samples(model: nn.Module, samples: Sequence[Sample]) -> None:
-    """Check that the model takes these samples: text, or images of one shape in its classes.
-
-    Tasks must be few, as their names and metrics leave the facility.
-
-    Raises:
-        CrossFLError: it does not.
-    """
+def classes_of(model: nn.Module) -> int | None:
+    """How many classes an image classifier tells apart; None of a language model."""
     config = cast("PreTrainedModel", model).config
-    images = [sample for sample in samples if isinstance(sample, Image)]
-    wanted = "images" if classifies_images(config) else "text"
-    if len(images) != (len(samples) if wanted == "images" else 0):
-        raise CrossFLError(f"the model takes {wanted}, and the dataset holds something else")
-    if (tasks := len({sample.task for sample in samples})) > MOST_TASKS:
-        raise CrossFLError(f"the dataset names {tasks} tasks: {MOST_TASKS} at most")
-    if len(shapes := {image.pixels.shape for image in images}) > 1:
-        raise CrossFLError(f"the images are of {len(shapes)} shapes: make them of one")
-    if images and max(image.label for image in images) >= int(config.num_labels or 0):
-        raise CrossFLError(
-            f"an image has a label beyond the model's {config.num_labels} classes: "
-            "raise the number of classes in config.json"
-        )
+    return int(config.num_labels or 0) if classifies_images(config) else None

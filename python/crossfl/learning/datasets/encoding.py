@@ -1,0 +1,278 @@
+"""Samples as a model takes them: token ids with labels, or images.
+
+A dataset is encoded as a whole before any of it is drawn. So what cannot be encoded is known, and
+how many pieces a long text has: the order of the samples follows from their number alone.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crossfl.errors import CrossFLError
+from crossfl.learning.datasets.samples import Chat, Image, Sample, Samples, Text, check_share
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that the loss leaves out."""
+BATCH = 256
+"""Samples that are tokenized together."""
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""Marks the assistant's turns in a chat template, where `transformers` looks for them."""
+
+
+class Encoded(NamedTuple):
+    """A sample as token ids, and the same ids as labels with those of the prompt ignored."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+class EncodedSamples:
+    """The samples that a model learns from, each of at most `length` tokens.
+
+    A text that is longer becomes several samples. Each begins with the last token of the one
+    before, so that every token but the first is predicted once. What has a prompt is cut instead.
+
+    Args:
+        samples: what was read.
+        tokenizer: the model's; of an image classifier, None.
+        length: the sequence length, in tokens.
+        classes: how many an image classifier tells apart.
+
+    Raises:
+        CrossFLError: not even half of the samples can be encoded.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        tokenizer: "PreTrainedTokenizerBase | None",
+        length: int,
+        classes: int | None = None,
+    ) -> None:
+        self.cut = 0
+        """Samples of which the end is left out."""
+        self._images: list[Image] = []
+        # Flat, as lists of integers take many times the memory.
+        self._ids, self._learnt, self._ends = array("i"), bytearray(), array("q", [0])
+        failed: list[str] = []
+        for i, result in enumerate(encoded(samples, tokenizer, classes)):
+            if isinstance(result, CrossFLError):
+                failed.append(f"{samples.place(i)}: {result}")
+            elif isinstance(result, Image):
+                self._images.append(result)
+            else:
+                self._add(samples[i], result, length)
+        self.bad = failed + samples.bad
+        """A reason for each row that is left out."""
+        check_share(len(samples) - len(failed), self.bad, "the dataset")
+        self._notices = [_turns_notice(tokenizer)] if any_chat(samples) else []
+        if self.cut:
+            self._notices.append(
+                f"{self.cut:,} samples are longer than training.sequence_length ({length}): their "
+                "ends are cut off"
+            )
+
+    def __len__(self) -> int:
+        return len(self._images) or len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Encoded | Image:
+        if self._images:
+            return self._images[index]
+        part = slice(self._ends[index], self._ends[index + 1])
+        ids = self._ids[part].tolist()
+        return _masked(ids, self._learnt[part])
+
+    @property
+    def notices(self) -> list[str]:
+        """What is not learnt from, in words that may leave the facility."""
+        left_out = (
+            [f"{len(self.bad):,} rows of the dataset are left out; the first: {self.bad[0]}"]
+            if self.bad
+            else []
+        )
+        return [*left_out, *(notice for notice in self._notices if notice)]
+
+    def _add(self, sample: Sample, whole: Encoded, length: int) -> None:
+        pieces = isinstance(sample, Text) and sample.prompt is None
+        self.cut += not pieces and len(whole.ids) > length
+        last = max(1, len(whole.ids) - 1) if pieces else 1
+        for start in range(0, last, length - 1):
+            part = slice(start, start + length)
+            self._ids.extend(whole.ids[part])
+            self._learnt.extend(label != IGNORED for label in whole.labels[part])
+            self._ends.append(len(self._ids))
+
+
+def encoded(
+    samples: Sequence[Sample],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    classes: int | None = None,
+) -> Iterator[Encoded | Image | CrossFLError]:
+    """Each sample, whole, as the model takes it; or the reason why it cannot.
+
+    Text ends in the end-of-sequence token, if the tokenizer has one. A chat is as its template lays
+    it out.
+
+    Raises:
+        CrossFLError: there are chats, and the tokenizer has no template for them.
+    """
+    marked = any_chat(samples) and tokenizer is not None and _marks_turns(tokenizer)
+    for start in range(0, len(samples), BATCH):
+        part = samples[start : start + BATCH]
+        texts = [text for s in part if isinstance(s, Text) for text in (s.prompt or "", s.text)]
+        ids = iter(_tokenized(texts, tokenizer) if tokenizer else ())
+        for sample in part:
+            if isinstance(sample, Image):
+                yield _image(sample, tokenizer, classes)
+            elif tokenizer is None:
+                yield CrossFLError("it is text, and the model takes images")
+            elif isinstance(sample, Chat):
+                yield _chat(sample, tokenizer, marked)
+            else:
+                yield _text(next(ids), next(ids), sample, tokenizer)
+
+
+def encode(
+    sample: Sample, tokenizer: "PreTrainedTokenizerBase | None", length: int
+) -> Encoded | Image:
+    """One sample, cut at `length` tokens.
+
+    Raises:
+        CrossFLError: the model cannot take it.
+    """
+    (result,) = encoded([sample], tokenizer)
+    if isinstance(result, CrossFLError):
+        raise result
+    return result if isinstance(result, Image) else Encoded(*(part[:length] for part in result))
+
+
+def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of a prompt that is to be completed; never none, even of an empty one."""
+    start, _ = _special(tokenizer)
+    (ids,) = _tokenized([prompt], tokenizer)
+    if isinstance(ids, CrossFLError):
+        raise ids
+    return start + ids or [tokenizer.eos_token_id or 0]
+
+
+def any_chat(samples: Sequence[Sample]) -> bool:
+    """Whether a chat template is needed."""
+    return any(isinstance(sample, Chat) for sample in samples)
+
+
+def _special(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """What a text begins with, and what it ends in."""
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start, end = ([] if token is None else [token] for token in tokens)
+    return start, end
+
+
+def _text(
+    prompt: list[int] | CrossFLError,
+    text: list[int] | CrossFLError,
+    sample: Text,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Encoded | CrossFLError:
+    if isinstance(prompt, CrossFLError):
+        return prompt
+    if isinstance(text, CrossFLError):
+        return text
+    start, end = _special(tokenizer)
+    masked = start + (prompt if sample.prompt else [])
+    ids = masked + text + end
+    if not ids:
+        return CrossFLError("it has no token")
+    if sample.prompt is None:
+        return Encoded(ids, list(ids))
+    return Encoded(ids, [IGNORED] * len(masked) + ids[len(masked) :])
+
+
+def _chat(
+    sample: Chat, tokenizer: "PreTrainedTokenizerBase", marked: bool
+) -> Encoded | CrossFLError:
+    turns = [{"role": role, "content": content} for role, content in sample.turns]
+    try:
+        laid_out: Any = tokenizer.apply_chat_template(
+            turns, return_dict=True, return_assistant_tokens_mask=marked
+        )
+    except BaseException as error:
+        return _failure(error, "the tokenizer's chat template cannot lay out a sample")
+    ids = laid_out["input_ids"]
+    learnt = laid_out["assistant_masks"] if marked else [1] * len(ids)
+    if not any(learnt):
+        return CrossFLError("it has no turn of the assistant")
+    return _masked(ids, learnt)
+
+
+def _masked(ids: list[int], learnt: Sequence[int]) -> Encoded:
+    return Encoded(ids, [i if one else IGNORED for i, one in zip(ids, learnt, strict=True)])
+
+
+def _image(
+    sample: Image, tokenizer: "PreTrainedTokenizerBase | None", classes: int | None
+) -> Image | CrossFLError:
+    if tokenizer is not None:
+        return CrossFLError("it is an image, and the model takes text")
+    if classes is not None and sample.label >= classes:
+        return CrossFLError(
+            f"its label is beyond the model's {classes} classes: raise their number in config.json"
+        )
+    return sample
+
+
+def _tokenized(
+    texts: list[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[int] | CrossFLError]:
+    """Token ids of each text, or why it has none."""
+    if not texts:
+        return []
+    try:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    except BaseException as error:
+        failure = _failure(error, "the model's tokenizer cannot read a sample")
+        half = len(texts) // 2
+        if not half:
+            return [failure]
+        return _tokenized(texts[:half], tokenizer) + _tokenized(texts[half:], tokenizer)
+    lacking = CrossFLError("the model's tokenizer has no token for a part of a sample")
+    return [lacking if None in part else part for part in ids]
+
+
+def _failure(error: BaseException, what: str) -> CrossFLError:
+    """What to say of an error, whose text may quote the data; an interrupt goes on instead.
+
+    The libraries in Rust panic with an error that is no `Exception`.
+    """
+    name = type(error).__name__
+    if not isinstance(error, Exception) and name != "PanicException":
+        raise error
+    return CrossFLError(f"{what} ({name})")
+
+
+def _marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template tells the assistant's turns from the others.
+
+    Raises:
+        CrossFLError: there is no template.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError:
+        raise CrossFLError(
+            "the dataset holds chats ('messages'), and the model's tokenizer has no chat template: "
+            "give the first model's tokenizer one, or write 'prompt' and 'completion'"
+        ) from None
+    return tokenizer.is_fast and GENERATION.search(template) is not None
+
+
+def _turns_notice(tokenizer: "PreTrainedTokenizerBase | None") -> str | None:
+    if tokenizer is None or _marks_turns(tokenizer):
+        return None
+    return (
+        "the loss of a chat is over all its turns: the chat template does not mark those of the "
+        "assistant ({% generation %}), or the tokenizer cannot follow the marks"
+    )
