@@ -54,6 +54,7 @@ REMEDIES = {
     errno.ENOTEMPTY: "it exists already: remove it, or name another",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.EFBIG: "no file may be so large here: raise the limit (ulimit -f)",
     errno.ENFILE: "too many files are open on this machine: close some programs",
 }
 """What a person can do about an error of the system."""
@@ -101,18 +102,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            return _report_bug(args.verb, args.arguments, error)
-        where = f"{_place(error)}: " if error.filename is not None else ""
-        _tell(args.verb, f"{where}{REMEDIES[error.errno]}")
-        return BAD_INPUT
     except KeyboardInterrupt:
         _tell(args.verb, "interrupted")
         return Exit.INTERRUPTED
     except Exception as error:
-        return _report_bug(args.verb, args.arguments, error)
+        if (remedy := _remedy(error)) is None:
+            return _report_bug(args.verb, args.arguments, error)
+        _tell(args.verb, remedy)
+        return BAD_INPUT
     return status or 0
+
+
+def _remedy(error: Exception) -> str | None:
+    """What to do about an error of the system; None where an error is none of these."""
+    number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+    if number not in REMEDIES:
+        return None
+    file = getattr(error, "filename", None)
+    return (f"{_place(file)}: " if file is not None else "") + REMEDIES[number]
+
+
+def _number_in(text: str) -> int | None:
+    """The number of an error of the system that a library has put into words."""
+    for number in REMEDIES:
+        if f"(os error {number})" in text or f"{os.strerror(number)} ({number})" in text:
+            return number
+    return None
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,9 +143,9 @@ def _tell(verb: str, message: str) -> None:
     print(f"crossfl {verb}: {printable(message, keep=KEPT)}", file=sys.stderr)
 
 
-def _place(error: OSError) -> str:
+def _place(file: object) -> str:
     """The file or folder of an error; of a file that is written under another name, its folder."""
-    path = Path(str(error.filename))
+    path = Path(str(file))
     return str(path.parent if ".partial-" in path.name else path)
 
 

@@ -19,7 +19,6 @@ from crossfl.protocol.variables import JOURNAL
 from crossfl.server import state as server_state
 from crossfl.server.journal import journal
 from crossfl.server.planning.fixed import Plan, plan
-from crossfl.server.resume import resume
 from crossfl.server.rounds import PassedThrough, aggregate
 from crossfl.storage import locks, manifest
 from tests.support.loop import ROUNDS, WEIGHTS, Cut, Federation
@@ -105,21 +104,6 @@ def test_a_changed_configuration_is_refused_with_the_difference(
     assert run.description.configuration["training"]["learning_rate"] == 0.5
 
 
-def test_another_strategy_cannot_take_over(tmp_path: Path, place: Path) -> None:
-    with pytest.raises(Cut):
-        Federation(tmp_path / "run").run("after 5")
-    (run,) = journal.runs(place)
-    cli.main(["runs", "unlock", run.path.name])
-    with pytest.raises(CrossFLError, match="a run of diloco cannot go on with fedadam"):
-        resume(
-            run.rounds()[-1],
-            3,
-            Aggregation(server_optimizer="fedadam"),
-            Retention(),
-            tmp_path / "out",
-        )
-
-
 @pytest.mark.parametrize("damage", ["truncated history", "flipped bit", "half a round"])
 def test_a_damaged_round_is_set_aside(
     tmp_path: Path,
@@ -201,8 +185,6 @@ def test_another_run_that_publishes_the_same_round(tmp_path: Path, place: Path) 
 
 def _published(folder: Path, losses: list[float], retention: Retention) -> set[int]:
     """Publish rounds of which each says the loss of the one before; the rounds that are kept."""
-    folder.mkdir()
-    run = journal.begin(folder, {})
     server = ServerState(rounds=9, aggregation=Aggregation(), started=0.0, model="0" * 64)
     for number in range(len(losses) + 1):
         model, state = (folder.parent / f"{folder.name}-{number}-{x}" for x in ("model", "state"))
@@ -215,6 +197,9 @@ def _published(folder: Path, losses: list[float], retention: Retention) -> set[i
             round=number, model=digest, best=tuple((before, loss) for loss, before in best)
         )
         server_state.save(server, state)
+        if number == 0:
+            journal.begin(folder, "run", {}, model, state)
+        (run,) = journal.runs(folder)
         run.publish(model, state, retention)
     return {int(path.name) for path in run.rounds()}
 

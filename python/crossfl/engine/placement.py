@@ -1,12 +1,7 @@
 """Which deployment a job goes to, as a StreamFlow file says it; read without the engine."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-import yaml
-
-from crossfl.errors import CrossFLError
 
 VM = "vm"
 """The deployment of the aggregation machine, which also stands in for absent facilities."""
@@ -31,28 +26,3 @@ def routed(workflow: Mapping[str, Any], document: Mapping[str, Any]) -> set[str]
         if any(kinds.get(name) == FILTER for name in names):
             deployments |= {deployment for deployment, _ in targets_of(binding)}
     return deployments
-
-
-def check_placed(document: Mapping[str, Any], path: Path) -> None:
-    """Check that every facility of the job files has a deployment in the StreamFlow file.
-
-    Raises:
-        CrossFLError: one has none.
-    """
-    for workflow in (document.get("workflows") or {}).values():
-        deployments, settings = routed(workflow, document), workflow["config"].get("settings")
-        if not deployments or not settings:
-            continue
-        job = path.parent / settings
-        try:
-            facilities = (yaml.safe_load(job.read_text(encoding="utf-8")) or {}).get(
-                "facilities"
-            ) or []
-            names = {facility["name"] for facility in facilities}
-        except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
-            continue  # another workflow's, or what the engine says better
-        if absent := sorted(names - deployments):
-            raise CrossFLError(
-                f"{job} has facilities without a deployment in {path}: "
-                f"{', '.join(absent)}; bind again, or take them out of the job file"
-            )

@@ -23,6 +23,8 @@ from crossfl.engine.interruption import INTERRUPTION, LIMIT, silence
 
 GRACE = 2.0
 """Seconds that the engine has to end by itself."""
+MAIN = {"streamflow.main": "_async_run", "streamflow.cwl.runner": "_async_main"}
+"""The engine's outermost coroutines, of `streamflow run` and of `cwl-runner`, by their module."""
 FINAL = ("streamflow.workflow.step", "streamflow.workflow.executor", "streamflow.main")
 """The modules of the engine that log what nothing can recover."""
 OUTERMOST = "main"
@@ -80,9 +82,21 @@ class Ending(logging.Filter):
 
 def missing_names() -> Iterator[str]:
     """What this module relies on and the installed engine does not have."""
+    for module, coroutine in MAIN.items():
+        if f"async def {coroutine}(" not in source_of(module):
+            yield f"the coroutine {module}.{coroutine}"
     for module in FINAL:
         if not re.search(r"logger\.(error|exception)\(", source_of(module)):
             yield f"the error messages of {module}"
+
+
+def is_run() -> bool:
+    """Whether the engine runs workflows, and is not asked about those it ran before."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop
+        return False
+    return task is not None and getattr(task.get_coro(), "__name__", "") in MAIN.values()
 
 
 def watch() -> None:

@@ -21,7 +21,9 @@ def check_rounds(facilities: Sequence[Facility], rounds: range, least: int) -> N
     Raises:
         CrossFLError: they do not; the message names the first such round.
     """
-    for number in rounds:
+    changes = [n for f in facilities for n in (f.joins, f.leaves or 0, *f.skips)]
+    settled = 1 + max(changes, default=0)  # the first of the rounds that are all alike
+    for number in rounds[: max(1, settled - rounds.start + 1)]:
         present = sum(takes_part(facility, number, "train") for facility in facilities)
         if present < least:
             raise CrossFLError(

@@ -28,15 +28,9 @@ def resume(
         out: folder to write into.
 
     Raises:
-        CrossFLError: the round cannot be gone on with.
+        CrossFLError: the file of signers cannot be read.
     """
     state = server_state.load(last / STATE)
-    if state.aggregation.server_optimizer != aggregation.server_optimizer:
-        raise CrossFLError(
-            f"a run of {state.aggregation.server_optimizer} cannot go on with "
-            f"{aggregation.server_optimizer}, which remembers other things: begin anew, from its "
-            "model"
-        )
     if state.aggregation.waits_for_all != aggregation.waits_for_all:
         raise CrossFLError(
             f"a run with closes: {state.aggregation.closes} cannot go on with closes: "

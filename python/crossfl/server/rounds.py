@@ -51,6 +51,7 @@ class Waiting:
     """The round is below its quorum; who is missing is to be asked again."""
 
     state: ServerState
+    reason: str
     seconds: float
     """Seconds to wait before that; 0 where the jobs of all who are missing go on."""
 
@@ -267,7 +268,8 @@ def _below_quorum(
         waits = state.replace(held=held, waits=state.waits + 1)
         state = merging.advanced(waits, _excluded(excluded), state.ledger, round_.allowances)
         server_state.save(state, memory, sums, before=round_.folder)
-        return Waiting(state, 0.0 if goes_on and missing == {"late"} else rules.wait_seconds)
+        pause = 0.0 if goes_on and missing == {"late"} else rules.wait_seconds
+        return Waiting(state, str(shortfall), pause)
 
 
 def _finished(

@@ -106,9 +106,16 @@ def write_signers(aggregation: Aggregation, directory: Path) -> None:
     Raises:
         CrossFLError: it cannot be read, or lists nobody.
     """
-    if aggregation.signers is None:
-        return
-    source = Path(aggregation.signers)
+    if aggregation.signers is not None:
+        write_bytes(directory / SIGNERS, read_signers(Path(aggregation.signers)))
+
+
+def read_signers(source: Path) -> bytes:
+    """A file of signers.
+
+    Raises:
+        CrossFLError: it cannot be read, or lists nobody.
+    """
     try:
         content = source.read_bytes()
     except OSError as error:
@@ -117,7 +124,7 @@ def write_signers(aggregation: Aggregation, directory: Path) -> None:
         ) from None
     if not any(line.strip() and not line.startswith(b"#") for line in content.splitlines()):
         raise CrossFLError(f"aggregation.signers is {source}, which lists nobody who may sign")
-    write_bytes(directory / SIGNERS, content)
+    return content
 
 
 def _segments(directory: Path, described: StateManifest) -> Sequence[Path]:

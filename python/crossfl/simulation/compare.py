@@ -85,7 +85,14 @@ def _without_pauses(job: Job) -> Job:
     return dataclasses.replace(
         job,
         facilities=tuple(f.replace(joins=1, leaves=None, skips=()) for f in job.facilities),
-        aggregation=job.aggregation.replace(target_loss=None, budget_seconds=None, closes="all"),
+        aggregation=job.aggregation.replace(
+            target_loss=None,
+            budget_seconds=None,
+            quorum=None,
+            quorum_share=None,
+            below_quorum="stop",
+            closes="all",
+        ),
     )
 
 
@@ -200,4 +207,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables and leave them in `comparison.md`, with `comparison.json` and the report."""
-    print(table(compare(Job.load(args.job), args.data, args.outdir, args.workers)))
+    job = Job.load(args.job)
+    job.check(args.job)
+    print(table(compare(job, args.data, args.outdir, args.workers)))

@@ -22,15 +22,23 @@ from crossfl.protocol.variables import DATA, FACILITY, PROMPTS
 from crossfl.protocol.variables import STATE as STATE_FOLDER
 from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
+from crossfl.server.quorum import BelowQuorumError
 from crossfl.server.rounds import Waiting, aggregate
 from crossfl.simulation import replay
 from crossfl.simulation.virtual import forecast, sites
+from crossfl.steps import failure
+from crossfl.steps.aggregate import another_turn, conclude
+from crossfl.steps.evaluate import absent as evaluation_absent
 from crossfl.steps.evaluate import evaluate
-from crossfl.steps.initialise import initialise
+from crossfl.steps.initialise import check_participation, initialise
 from crossfl.steps.report import report
+from crossfl.steps.train import absent as update_absent
 from crossfl.steps.train import train
 from crossfl.storage.files import check_vacant, write_bytes
 from crossfl.storage.job import Job
+
+MOST_WAITS = 3
+"""Pauses of one round below its quorum: here mostly nobody is left who could come meanwhile."""
 
 
 def simulate(job: Job, data: Path, out: Path, history: Path | None = None) -> None:
@@ -66,7 +74,8 @@ def simulate(job: Job, data: Path, out: Path, history: Path | None = None) -> No
         planned = plan(state, job.facilities, job.local_steps, job.training, "evaluate")
         for task in planned.tasks:
             facility = _folder(folder / "facilities" / task.facility)
-            evaluate(folder / GLOBAL_MODEL, task, job.training, job.prompts, facility)
+            with failure.handled("absent", task, facility / EVALUATION, evaluation_absent):
+                evaluate(folder / GLOBAL_MODEL, task, job.training, job.prompts, facility)
             evaluations.append(facility / EVALUATION)
         report(folder / STATE, evaluations, out, allowances=planned.allowances)
         (folder / GLOBAL_MODEL).rename(out / GLOBAL_MODEL)
@@ -75,20 +84,34 @@ def simulate(job: Job, data: Path, out: Path, history: Path | None = None) -> No
 def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
     """Run the rounds one by one; after each, the state and the folder with the state and the model.
 
-    The folder of a round is removed when the next one is done.
+    A facility that fails is absent from the round. What then follows from the quorum is what the
+    workflow does, but that a round waits for `MOST_WAITS` pauses at most. The folder of a round is
+    removed when the next one is done.
+
+    Raises:
+        CrossFLError: a round is below its quorum, and is not to be skipped.
     """
-    folder = _folder(scratch / "0")
+    folder, turn, more = _folder(scratch / "0"), 0, True
+    check_participation(job.facilities, 0, job.rounds, job.aggregation)
     first = (job.model, job.config, job.tokenizer, job.seed, job.rounds, job.aggregation)
     initialise(*first, folder, job.lora)
-    more = True
     while more:
-        before, state = folder, server_state.load(folder / STATE)
-        planned = plan(state, job.facilities, job.local_steps, job.training, "train")
-        folder = _folder(scratch / str(int(before.name) + 1))
+        before, state, begun = folder, server_state.load(folder / STATE), time.monotonic()
+        planned = plan(
+            state,
+            job.facilities,
+            job.local_steps,
+            job.training,
+            "train",
+            more=state.more(time.time()),
+        )
+        turn += 1
+        folder = _folder(scratch / str(turn))
         updates = []
         for task in planned.tasks:
             facility = _folder(folder / "facilities" / task.facility)
-            train(before / GLOBAL_MODEL, task, job.training, facility)
+            with failure.handled("absent", task, facility / UPDATE, update_absent):
+                train(before / GLOBAL_MODEL, task, job.training, facility)
             updates.append(facility / UPDATE)
         outcome = aggregate(
             before / GLOBAL_MODEL,
@@ -98,10 +121,16 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
             time.time(),
             allowances=planned.allowances,
         )
-        more = isinstance(outcome, Waiting) or outcome.state.more(time.time())
-        shutil.rmtree(folder / "facilities")
+        shutil.rmtree(folder / "facilities", ignore_errors=True)
         shutil.rmtree(before)
-        yield outcome.state, folder
+        more = another_turn(outcome)
+        if isinstance(outcome, Waiting) and outcome.state.waits > MOST_WAITS:
+            raise BelowQuorumError(
+                f"{outcome.reason}. Round {planned.round} has waited {MOST_WAITS} times"
+            )
+        conclude(outcome, time.monotonic() - begun)
+        if not isinstance(outcome, Waiting):
+            yield outcome.state, folder
 
 
 @contextmanager
@@ -150,6 +179,7 @@ def main(args: argparse.Namespace) -> None:
     if (args.data is None) == (args.sites is None):
         raise CrossFLError("give --data to train, or --sites to play the times alone")
     job = Job.load(args.job)
+    job.check(args.job)
     if args.sites is None:
         simulate(job, args.data, args.outdir, args.replay)
         return

@@ -41,31 +41,46 @@ def main(args: argparse.Namespace) -> None:
     """Write `next_model`, `next_state` and `more` for the engine."""
     folder, begun = args.outdir, time.monotonic()
     allowances = args.allowance and [from_words(words, Allowance) for words in args.allowance]
-    outcome = aggregate(
-        args.global_model, args.state, args.update, folder, time.time(), allowances=allowances
-    )
-    state = outcome.state
-    more = isinstance(outcome, Waiting) or state.more(time.time())
-    if state.run and (place := journal.here()):
-        run = journal.Run.load(place / state.run)
-        run.publish(folder / GLOBAL_MODEL, folder / STATE, state.retention)
-        if not more:
-            break_hard_links(folder / GLOBAL_MODEL)  # the journal's files, until now
-    waits = isinstance(outcome, Waiting)
+    with outputs.all_or_none(folder / GLOBAL_MODEL, folder / STATE):
+        outcome = aggregate(
+            args.global_model, args.state, args.update, folder, time.time(), allowances=allowances
+        )
+        state, more = outcome.state, another_turn(outcome)
+        if state.run and (place := journal.here()):
+            run = journal.Run.load(place / state.run)
+            run.publish(folder / GLOBAL_MODEL, folder / STATE, state.retention)
+            if not more:
+                break_hard_links(folder / GLOBAL_MODEL)  # the journal's files, until now
+        conclude(outcome, time.monotonic() - begun)
+        made = {"next_model": folder / GLOBAL_MODEL, "next_state": folder / STATE}
+        outputs.write(folder, **made, more=more)
+
+
+def another_turn(outcome: Outcome) -> bool:
+    """Whether the loop turns again: for another round, or for the one that waits."""
+    return isinstance(outcome, Waiting) or outcome.state.more(time.time())
+
+
+def conclude(outcome: Outcome, seconds: float) -> None:
+    """Say how a round ended, and pause where it waits for its quorum."""
+    state, waits = outcome.state, isinstance(outcome, Waiting)
     with Progress(round=state.round + waits, rounds=state.rounds) as progress:
         if isinstance(outcome, Waiting):
             held = ", ".join(state.held) or "nobody"
-            message = f"below the quorum, with {held}; asking again in {outcome.seconds:g} s"
-            progress("wait", message=message)
+            progress(
+                "wait",
+                message=f"below the quorum, with {held}; asking again in {outcome.seconds:g} s: "
+                f"{printable(outcome.reason)}",
+            )
             time.sleep(outcome.seconds)
         else:
+            last = "" if another_turn(outcome) else ", last round"
             progress(
                 "aggregate",
                 loss=_loss(outcome),
-                seconds=time.monotonic() - begun,
-                message=_message(outcome) + ("" if more else ", last round"),
+                seconds=seconds,
+                message=_message(outcome) + last,
             )
-    outputs.write(folder, next_model=folder / GLOBAL_MODEL, next_state=folder / STATE, more=more)
 
 
 def _loss(outcome: Outcome) -> float | None:

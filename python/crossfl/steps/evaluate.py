@@ -148,9 +148,6 @@ def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
     if not rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
-        try:
-            place.check_present()
+        with failure.handled(args.on_failure, task, args.outdir / EVALUATION, absent):
             evaluate(args.global_model, task, training, args.prompt, args.outdir)
-        except Exception as error:
-            absent(task, failure.reason_of(error, args.on_failure), args.outdir)
     outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)

@@ -1,12 +1,16 @@
 """What a failure of a step at a facility does: it ends the step, or makes the facility absent."""
 
 import argparse
+import contextlib
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import crossfl
 from crossfl.errors import CrossFLError
+from crossfl.facility import launcher, place
+from crossfl.protocol.records import Task
 from crossfl.protocol.text import printable
 
 PACKAGE = Path(crossfl.__file__).parent
@@ -22,6 +26,30 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="what a failure does: stop this step, or count the facility as absent; default stop",
     )
+
+
+@contextlib.contextmanager
+def handled(
+    policy: str, task: Task, delivery: Path, absent: Callable[[Task, str, Path], object]
+) -> Iterator[None]:
+    """Do what the policy says where the work inside fails, or a stand-in is to do it.
+
+    Args:
+        policy: `stop` or `absent`.
+        task: the work.
+        delivery: what it leaves, which stands where it was left before the failure: a launcher may
+            fail, for a signal or a rank that ends badly, after all was delivered.
+        absent: writes, into the folder of the delivery, that the facility is absent, and why.
+    """
+    try:
+        place.check_present()
+        yield
+    except Exception as error:
+        if not delivery.exists():
+            reason = reason_of(error, policy)
+            if launcher.is_follower():
+                raise
+            absent(task, reason, delivery.parent)
 
 
 def reason_of(error: Exception, policy: str) -> str:

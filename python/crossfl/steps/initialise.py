@@ -58,8 +58,6 @@ def initialise(
     Raises:
         CrossFLError: nothing was written, for the reason given.
     """
-    if rounds < 1:
-        raise CrossFLError(f"rounds is {rounds}: a federation has at least 1")
     with publish(out / GLOBAL_MODEL) as directory, publish(out / STATE) as memory:
         write_first_model(model, config, tokenizer, lora, seed, directory)
         sums = first_state.write_tensors(Tensors.of_model(directory), aggregation, memory)
@@ -78,14 +76,6 @@ def initialise(
             retention=retention or Retention(),
         )
         server_state.save(state, memory, sums)
-
-
-def _inventory(path: Path | None) -> Any:
-    """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
-    if path is None or path.is_file():
-        return path and json.loads(path.read_text(encoding="utf-8"))
-    paths = [file for file in path.rglob("*") if file.is_file()]
-    return {file.relative_to(path).as_posix(): file.stat().st_size for file in paths}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,36 +114,58 @@ def main(args: argparse.Namespace) -> None:
             "step, and no connector can keep one yet: use closes: all"
         )
     facilities = [from_words(words, Facility) for words in args.facility]
-    configuration = _configuration(args, facilities, aggregation, lora)
+    configuration = _configuration(args, facilities, aggregation, lora) if place else {}
     run = journal.find(place, configuration) if place else None
     last = run.last() if run else None
     finished = server_state.load(last / STATE).finished if last else 0
+    check_participation(facilities, finished, args.rounds, aggregation)
+    with outputs.all_or_none(folder / GLOBAL_MODEL, folder / STATE):
+        if run and last:
+            resume(last, args.rounds, aggregation, retention, folder)
+            run.go_on(configuration)
+            _say(f"{run.path} goes on after round {finished}")
+        else:
+            name = run.path.name if run else journal.new_name() if place else None
+            initialise(
+                args.model,
+                args.config,
+                args.tokenizer,
+                args.seed,
+                args.rounds,
+                aggregation,
+                folder,
+                lora,
+                run=name,
+                retention=retention,
+            )
+            if run:
+                run.publish(folder / GLOBAL_MODEL, folder / STATE, retention)
+                _say(f"{run.path} begins again: no round of it is whole")
+            elif place and name:
+                made = folder / GLOBAL_MODEL, folder / STATE
+                replaced = journal.begin(place, name, configuration, *made)
+                names = ", ".join(path.name for path in replaced)
+                _say(
+                    f"{place / name} begins"
+                    + (f", in place of {names}, which had finished no round" if names else "")
+                )
+        outputs.write(folder, global_model=folder / GLOBAL_MODEL, state=folder / STATE, more=True)
+
+
+def check_participation(
+    facilities: Sequence[Facility], finished: int, rounds: int, aggregation: Aggregation
+) -> None:
+    """Check that enough facilities take part in each round left, for the quorum and the rule.
+
+    Raises:
+        CrossFLError: they do not, or there is no round.
+    """
+    if rounds < 1:
+        raise CrossFLError(f"rounds is {rounds}: a federation has at least 1")
     if facilities:
         least = aggregation_rules.of(aggregation).least(aggregation.num_byzantine)
-        left = range(finished + 1, args.rounds + 1)
+        left = range(finished + 1, rounds + 1)
         check_rounds(facilities, left, max(least, aggregation.quorum or 1))
-    if place and run is None:
-        run = journal.begin(place, configuration)
-    if run is not None:
-        _say(f"{run.path} goes on after round {finished}" if last else f"{run.path} begins")
-    if last is not None:
-        resume(last, args.rounds, aggregation, retention, folder)
-    else:
-        initialise(
-            args.model,
-            args.config,
-            args.tokenizer,
-            args.seed,
-            args.rounds,
-            aggregation,
-            folder,
-            lora,
-            run=run.path.name if run else None,
-            retention=retention,
-        )
-        if run is not None:
-            run.publish(folder / GLOBAL_MODEL, folder / STATE, retention)
-    outputs.write(folder, global_model=folder / GLOBAL_MODEL, state=folder / STATE, more=True)
 
 
 def _configuration(
@@ -164,6 +176,10 @@ def _configuration(
 ) -> dict[str, Any]:
     """What a run is known by in the journal."""
     named = args.tokenizer in (None, BYTES)
+    rules = aggregation.asdict()
+    if aggregation.signers:
+        signers = server_state.read_signers(Path(aggregation.signers))
+        rules["signers"] = signers.decode(errors="backslashreplace")
     return {
         "model": _inventory(args.model),
         "config": _inventory(args.config),
@@ -172,14 +188,22 @@ def _configuration(
         "rounds": args.rounds,
         "local_steps": args.local_steps,
         "facilities": {f.name: f.asdict() for f in facilities},
-        "aggregation": aggregation.asdict()
-        | (
-            {"signers": Path(aggregation.signers).read_text(encoding="utf-8")}
-            if aggregation.signers
-            else {}
-        ),
+        "aggregation": rules,
         "lora": lora.asdict() if lora else None,
     }
+
+
+def _inventory(path: Path | None) -> Any:
+    """What a file or folder is known by in a configuration: its contents, or sizes of its files."""
+    if path is None:
+        return None
+    if path.is_file():
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:
+            raise CrossFLError(f"{path} is not JSON: {error}") from None
+    paths = [file for file in path.rglob("*") if file.is_file()]
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in paths}
 
 
 def _say(message: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from crossfl.observe.events import Progress
@@ -34,14 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write `round`, `tasks` and `allowances` to `cwl.output.json`."""
     state, training = server_state.load(args.state), from_flags(args, Training)
+    changes: Mapping[str, str] = {}
     if state.run and (place := journal.here()):
         journal.check_space(place, args.state)
         if args.purpose == "train":
-            journal.check_training(place / state.run, training.asdict())
+            changes = journal.check_training(place / state.run, training.asdict())
     facilities = [from_words(words, Facility) for words in args.facility]
     more = state.more(time.time())
     planned = plan(state, facilities, args.local_steps, training, args.purpose, more=more)
     with Progress(round=planned.round, rounds=state.rounds) as progress:
+        if changes:
+            listing = ", ".join(f"{name}: {change}" for name, change in changes.items())
+            progress("journal", message=f"no round is finished, so the run takes on {listing}")
         names = ", ".join(task.facility for task in planned.tasks)
         message = f"{args.purpose} at {names}" if names else "nothing left to train"
         progress("plan", message=message)

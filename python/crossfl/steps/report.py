@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def report(
 ) -> Evaluations:
     """Write `history.jsonl`, `evaluation.json` and `report.html` into `out`.
 
-    Everything is read and rendered before the first file is written. The same input gives the same
-    bytes. A facility whose evaluation is missing or refused is listed with the reason.
+    Everything is read and rendered before the first file is written, and none of the three takes
+    its name before all are written. The same input gives the same bytes. A facility whose
+    evaluation is missing or refused is listed with the reason.
 
     Args:
         state: server state after the last round (directory).
@@ -60,9 +62,13 @@ def report(
     admitted = _admitted(server, state, evaluations, allowances)
     alone: Mapping[str, Mapping[str, float]] = read_alone(comparison) if comparison else {}
     page = render(server, server_state.history(state), admitted, alone)
-    server_state.write_history(state, out / HISTORY_LINES)
-    write_json(out / EVALUATIONS, merged(server, admitted))
-    write_bytes(out / REPORT, page.encode("utf-8", "replace"))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
+        server_state.write_history(state, Path(scratch, HISTORY_LINES))
+        write_json(Path(scratch, EVALUATIONS), merged(server, admitted))
+        write_bytes(Path(scratch, REPORT), page.encode("utf-8", "replace"))
+        for name in (HISTORY_LINES, EVALUATIONS, REPORT):
+            Path(scratch, name).rename(out / name)
     return admitted
 
 

@@ -188,20 +188,12 @@ def main(args: argparse.Namespace) -> None:
     elif rerun.is_done(args.outdir / UPDATE, UpdateManifest, task):
         outputs.write(args.outdir, update=args.outdir / UPDATE)
         return
-    try:
-        place.check_present()
+    with failure.handled(args.on_failure, task, args.outdir / UPDATE, absent):
         if launcher.is_wanted():
             launcher.ranks(args.words, stop)
         else:
             train(args.global_model, task, training, args.outdir, stop)
         if launcher.is_rank():
             launcher.leave()
-    except Exception as error:
-        # A launcher may fail, for a signal or a rank that ends badly, after all was delivered.
-        if not (args.outdir / UPDATE).exists():
-            reason = failure.reason_of(error, args.on_failure)
-            if launcher.is_follower():
-                raise
-            absent(task, reason, args.outdir)
     if not launcher.is_rank():
         outputs.write(args.outdir, update=args.outdir / UPDATE)

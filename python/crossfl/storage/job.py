@@ -1,14 +1,27 @@
 """Job files: the inputs of `workflows/federated.cwl`, read without an engine."""
 
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import yaml
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.fields import LARGEST_INT, Record
+from crossfl.protocol.participation import check_rounds
 from crossfl.protocol.records import BYTES, Aggregation, Facility, Lora, Retention, Training
+from crossfl.protocol.text import quoted
+
+R = TypeVar("R", bound=Record)
+
+REQUIRED = ("facilities", "rounds", "local_steps")
+"""Inputs that every federation has."""
+CWL_KEYS = ("$", "cwl:", "cwltool:")
+"""How keys of a job file begin that are for a CWL engine, and no inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,68 +42,162 @@ class Job:
     prompts: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: Path) -> "Job":
-        """Read a job file.
+    def load(cls, path: Path, inputs: Collection[str] = ()) -> "Job":
+        """Read a job file; whether a federation can come of it, `check` tells.
+
+        Args:
+            path: the file.
+            inputs: what it may have besides, where a workflow has more inputs.
 
         Raises:
-            CrossFLError: the file cannot be read, or a field is missing or not as it should be.
+            CrossFLError: the file cannot be read, or a field is unknown, missing or not as it
+                should be.
         """
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506 (a safe one)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise CrossFLError(f"{path} cannot be read as a job file: {error}") from None
         if not isinstance(values, dict):
             raise CrossFLError(f"{path} is not a job file: it holds no fields")
+        try:
+            return cls._parse(values, path.parent, inputs)
+        except CrossFLError as error:
+            raise CrossFLError(f"{path}: {error}") from None
+
+    @classmethod
+    def _parse(cls, values: Mapping[str, Any], folder: Path, inputs: Collection[str]) -> "Job":
         known = cls.__dataclass_fields__
-        if unknown := sorted(set(values) - set(known)):
-            raise CrossFLError(f"{path}: no field {unknown[0]!r}; a job has {', '.join(known)}")
-        if missing := sorted({"facilities", "rounds", "local_steps"} - set(values)):
-            raise CrossFLError(f"{path}: field {missing[0]!r} is missing")
-        facilities = values["facilities"]
-        if not isinstance(facilities, list) or not facilities:
-            raise CrossFLError(f"{path}: facilities is {facilities!r}: give a list of records")
-        tokenizer, prompts = values.get("tokenizer"), values.get("prompts") or []
-        if isinstance(tokenizer, dict):
-            tokenizer = str(_path(tokenizer, path))
-        elif tokenizer not in (None, BYTES):
-            raise CrossFLError(
-                f"{path}: tokenizer is {tokenizer!r}: give {BYTES}, or {{class: Directory, …}}"
-            )
+        fields = {k: v for k, v in values.items() if not str(k).startswith(CWL_KEYS)}
+        if unknown := sorted(map(str, set(fields) - {*known, *inputs})):
+            raise CrossFLError(f"no field {quoted(unknown[0])}; a job has {', '.join(known)}")
+        if missing := [name for name in REQUIRED if values.get(name) is None]:
+            raise CrossFLError(f"field {missing[0]!r} is missing")
+        prompts = values.get("prompts") or []
         if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
-            raise CrossFLError(f"{path}: prompts is {prompts!r}: give a list of strings")
+            raise CrossFLError(f"prompts is {quoted(prompts)}: give a list of strings")
+        lora, seed = values.get("lora"), values.get("seed")
         return cls(
-            facilities=tuple(Facility.parse(f) for f in facilities),
-            rounds=_whole(values["rounds"], "rounds", path),
-            local_steps=_whole(values["local_steps"], "local_steps", path),
-            model=_path(values.get("model"), path),
-            config=_path(values.get("config"), path),
-            tokenizer=tokenizer,
-            seed=_whole(values.get("seed", 0), "seed", path),
-            lora=Lora.parse(values["lora"]) if values.get("lora") else None,
-            training=Training.parse(values.get("training") or {}),
-            aggregation=_aggregation(values.get("aggregation") or {}, path),
-            retention=Retention.parse(values.get("retention") or {}),
+            facilities=_facilities(values["facilities"]),
+            rounds=_whole("rounds", values["rounds"], 1),
+            local_steps=_whole("local_steps", values["local_steps"], 1),
+            model=_path("model", values.get("model"), "Directory", folder),
+            config=_path("config", values.get("config"), "File", folder),
+            tokenizer=_tokenizer(values.get("tokenizer"), folder),
+            seed=0 if seed is None else _whole("seed", seed, -LARGEST_INT - 1),
+            lora=None if lora is None else Lora.parse(lora),
+            training=_record(Training, values.get("training")),
+            aggregation=_record(Aggregation, _with_signers(values.get("aggregation"), folder)),
+            retention=_record(Retention, values.get("retention")),
             prompts=tuple(prompts),
         )
 
+    def check(self, path: Path) -> None:
+        """Check that a federation can come of the job: its files on this machine, its rounds.
 
-def _aggregation(values: Any, job: Path) -> Aggregation:
-    """The aggregation record, its file of signers as a path."""
-    if isinstance(values, dict) and isinstance(values.get("signers"), dict):
-        values = {**values, "signers": str(_path(values["signers"], job))}
-    return Aggregation.parse(values)
+        Args:
+            path: the job file.
+
+        Raises:
+            CrossFLError: none can.
+        """
+        try:
+            if (self.model is None) == (self.config is None):
+                raise CrossFLError("give either model, a directory, or config, a config.json")
+            if self.model is not None:
+                _check_folder("model", self.model, "config.json")
+            if self.config is not None:
+                _check_config(self.config)
+            if self.tokenizer not in (None, BYTES):
+                _check_folder("tokenizer", Path(self.tokenizer), "tokenizer_config.json")
+            if self.aggregation.signers:
+                _content("aggregation.signers", Path(self.aggregation.signers))
+            check_rounds(self.facilities, range(1, self.rounds + 1), self.aggregation.quorum or 1)
+        except CrossFLError as error:
+            raise CrossFLError(f"{path}: {error}") from None
 
 
-def _whole(value: Any, name: str, job: Path) -> int:
+class _Loader(yaml.SafeLoader):
+    """Reads plain values, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, count in Counter(own).items() if count > 1 and key != "<<"]
+        if twice:
+            raise yaml.YAMLError(f"{quoted(twice[0])} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _facilities(values: Any) -> tuple[Facility, ...]:
+    if not isinstance(values, list) or not values:
+        raise CrossFLError(f"facilities is {quoted(values)}: give a list of records")
+    facilities = tuple(Facility.parse(facility) for facility in values)
+    counts = Counter(facility.name for facility in facilities)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise CrossFLError(f"facility {twice[0]!r} is named twice: give each facility once")
+    return facilities
+
+
+def _record(record: type[R], values: Any) -> R:
+    return record.parse({} if values is None else values)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise CrossFLError(f"{job}: {name} is {value!r}: give a whole number")
+        raise CrossFLError(f"{name} is {quoted(value)}: give a whole number")
+    if not least <= value <= LARGEST_INT:
+        raise CrossFLError(f"{name} is {value}: it must be from {least} to {LARGEST_INT}")
     return value
 
 
-def _path(value: Any, job: Path) -> Path | None:
+def _with_signers(values: Any, folder: Path) -> Any:
+    """The fields of the aggregation record, its file of signers as a path."""
+    if isinstance(values, dict) and values.get("signers") is not None:
+        path = _path("aggregation.signers", values["signers"], "File", folder)
+        return {**values, "signers": str(path)}
+    return values
+
+
+def _tokenizer(value: Any, folder: Path) -> str | None:
+    if value is None or value == BYTES:
+        return None if value is None else BYTES
+    if not isinstance(value, dict):
+        raise CrossFLError(
+            f"tokenizer is {quoted(value)}: give {BYTES}, or {{class: Directory, path: …}}"
+        )
+    return str(_path("tokenizer", value, "Directory", folder))
+
+
+def _path(name: str, value: Any, kind: str, folder: Path) -> Path | None:
     if value is None:
         return None
-    if not isinstance(value, dict) or not (value.get("path") or value.get("location")):
-        raise CrossFLError(f"{job}: {value!r} is no path: give {{class: Directory, path: …}}")
-    location = str(value.get("path") or unquote(str(value["location"])).removeprefix("file://"))
-    return (job.parent / location).resolve()
+    location = value.get("path") or value.get("location") if isinstance(value, dict) else None
+    if not isinstance(location, str) or value.get("class") != kind:
+        raise CrossFLError(f"{name} is {quoted(value)}: give {{class: {kind}, path: …}}")
+    if not value.get("path"):
+        location = unquote(location.removeprefix("file://"))
+    if "://" in location:
+        raise CrossFLError(f"{name} is {quoted(location)}: give a path on this machine")
+    return (folder / location).resolve()
+
+
+def _check_config(path: Path) -> None:
+    try:
+        described = json.loads(_content("config", path))
+    except ValueError as error:
+        raise CrossFLError(f"config is {path}, which is not JSON: {error}") from None
+    if not isinstance(described, dict):
+        raise CrossFLError(f"config is {path}, which holds no fields")
+
+
+def _content(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CrossFLError(f"{name} is {path}, which cannot be read: {error.strerror}") from None
+
+
+def _check_folder(name: str, path: Path, needed: str) -> None:
+    if not path.is_dir():
+        raise CrossFLError(f"{name} is {path}, which is no folder on this machine")
+    if not (path / needed).is_file():
+        raise CrossFLError(f"{name} is {path}, which has no {needed}")

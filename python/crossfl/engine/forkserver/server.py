@@ -157,7 +157,7 @@ def _fork() -> int | None:
 def _stop_with_command(running: Running) -> None:
     """Stop a step whose command was stopped, or let it go on: no signal tells of it."""
     try:
-        status = Path("/proc", str(running.command), "stat").read_text()
+        status = Path("/proc", str(running.command), "stat").read_text("utf-8")
     except OSError:  # it has ended
         return
     stopped = status.rpartition(")")[2].split()[0] == "T"

@@ -8,7 +8,6 @@ why. Any other failure ends the run.
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import TypeVar
 
 from streamflow.core.context import StreamFlowContext
@@ -19,7 +18,6 @@ from streamflow.core.workflow import Job, Step, Token
 from streamflow.workflow.step import ExecuteStep, ScheduleStep, TransferStep
 from streamflow.workflow.token import JobToken, ListToken
 
-from crossfl.engine import placement
 from crossfl.engine.recovery.housekeeping import Housekeeping
 from crossfl.engine.recovery.jobs import facility_job, has_task, is_stood_in
 from crossfl.engine.recovery.policy import RecoveryPolicy
@@ -42,8 +40,6 @@ class FacilityFailureManager(FailureManager):
 
     def __init__(self, context: StreamFlowContext, keepFailed: int = 3) -> None:
         super().__init__(context)
-        if "path" in context.config:  # of a run, and not of a command about runs
-            placement.check_placed(context.config, Path(context.config["path"]))
         self._policy = RecoveryPolicy()
         self._housekeeping = Housekeeping(context, keepFailed)
         self._replay = Replay(context, self._housekeeping)

@@ -24,6 +24,8 @@ PIECE = 64 * CELL
 SPAN = 8 * CELL
 """Elements that are worked out and written at a time: 2 MiB of fp32, which is still in the
 processor's cache when it is written."""
+AHEAD = 2
+"""Pieces given out to each thread: one that it works on, and the next."""
 SEGMENT = 1 << 22
 """Bytes of a file that one thread hashes before it turns to something else."""
 
@@ -51,14 +53,21 @@ def pieces(file: TensorFile, size: int = PIECE) -> Iterator[Piece]:
             yield Piece(file, name, start, min(size, entry.elements - start))
 
 
+class Workers(ThreadPoolExecutor):
+    """Threads, each of which has none of torch's beside it."""
+
+    def __init__(self, count: int) -> None:
+        # The setting is each thread's own, and products of several threads are not reproducible.
+        super().__init__(count, initializer=torch.set_num_threads, initargs=(1,))
+        self.count = count
+
+
 @contextlib.contextmanager
-def workers(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+def workers(threads: int | None) -> Iterator[Workers]:
     """Threads for `walk`, by default one for each core; torch's own are switched off meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    count = threads or len(os.sched_getaffinity(0))
-    # The setting is each thread's own, and products of several threads are not reproducible.
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    pool = Workers(threads or len(os.sched_getaffinity(0)))
     try:
         yield pool
     finally:
@@ -67,13 +76,12 @@ def workers(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def walk(
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     walked: Iterable[Piece],
     work: Callable[[Piece], R],
     begin: Callable[[TensorFile], None] = lambda file: None,
-    ahead: int = 4,
 ) -> Iterator[tuple[Piece, R]]:
-    """Each piece with its result, in order; at most `ahead` results are waiting at a time.
+    """Each piece with its result, in order; every thread has one at hand and another to come.
 
     `begin` is called with each file, before work on its first piece is.
     """
@@ -84,7 +92,7 @@ def walk(
             file = item.file
             begin(file)
         pending.append((item, pool.submit(work, item)))
-        if len(pending) >= ahead:
+        if len(pending) >= AHEAD * pool.count:
             first, future = pending.popleft()
             yield first, future.result()
     for first, future in pending:
@@ -124,6 +132,7 @@ class Checksums:
     def __init__(self, pool: ThreadPoolExecutor, contents: Mapping[Path, memoryview]) -> None:
         self._pool, self._read = pool, list(contents)
         self._contents: dict[Path, memoryview] = {}
+        self._sizes: dict[Path, int] = {}
         self._hashes: dict[Path, Any] = {}
         self._reached: dict[Path, int] = {}
         self._last: dict[Path, Future[None]] = {}
@@ -133,6 +142,7 @@ class Checksums:
     def add(self, path: Path, content: memoryview) -> None:
         """One more file, which is being written: it is hashed as far as `reach` says."""
         self._contents[path], self._hashes[path] = content, hashlib.sha256()
+        self._sizes[path] = len(content)
         self._reached[path] = 0
 
     def along(self, walked: Sequence[Piece]) -> Iterator[Piece]:
@@ -141,13 +151,13 @@ class Checksums:
         for piece in walked:
             done += piece.count
             for path in self._read:
-                self.reach(path, len(self._contents[path]) * done // total)
+                self.reach(path, self._sizes[path] * done // total)
             yield piece
 
     def reach(self, path: Path, end: int) -> None:
         """Have a file hashed up to byte `end`, in the background, a segment or more at a time."""
         begin = self._reached[path]
-        if end - begin >= SEGMENT or begin < end == len(self._contents[path]):
+        if end - begin >= SEGMENT or begin < end == self._sizes[path]:
             before = self._last.get(path)
             self._last[path] = self._pool.submit(self._hash, path, begin, end, before)
             self._reached[path] = end
@@ -155,10 +165,10 @@ class Checksums:
     def results(self) -> dict[Path, str]:
         """Hexadecimal sha256 of each file, all of which must have been reached."""
         for path in self._read:
-            self.reach(path, len(self._contents[path]))
+            self.reach(path, self._sizes[path])
         for future in self._last.values():
             future.result()
-        if left := [p for p, content in self._contents.items() if self._reached[p] < len(content)]:
+        if left := [path for path, size in self._sizes.items() if self._reached[path] < size]:
             raise ValueError(f"{left[0]} was not hashed to its end")
         return {path: found.hexdigest() for path, found in self._hashes.items()}
 
@@ -166,6 +176,8 @@ class Checksums:
         if before is not None:
             before.result()  # the pool starts what it is given in order, so this one is running
         self._hashes[path].update(self._contents[path][begin:end])
+        if end == self._sizes[path]:
+            del self._contents[path]  # a mapping holds its file open
 
 
 def mapped(path: Path) -> memoryview:

@@ -4,16 +4,17 @@
     <journal>/<run>/run.json           format, configuration, whether it is finished
     <journal>/<run>/<round>/           global_model/ and state/, as the round left them
 
-`CROSSFL_JOURNAL` names the directory, one for each federation; without it there is none. A round
-appears under its name by one rename, after all of it is on the disk. Round 0 is the model that the
-federation starts from; a round below its quorum is published with the number of the wait.
+`CROSSFL_JOURNAL` names the directory, one for each federation; without it there is none. A run
+appears under its name by one rename, with its round 0, the model that the federation starts from;
+and so does each later round, after all of it is on the disk. A round below its quorum is published
+with the number of the wait. A folder without `run.json` is no run.
 """
 
 import contextlib
-import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,20 +29,21 @@ from crossfl import __version__
 from crossfl.errors import CrossFLError
 from crossfl.protocol import decoding
 from crossfl.protocol.fields import Record
-from crossfl.protocol.layout import GLOBAL_MODEL, RUN, STATE
+from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, RUN, STATE
 from crossfl.protocol.manifest import ModelManifest, StateManifest
 from crossfl.protocol.records import Retention
 from crossfl.protocol.variables import JOURNAL
 from crossfl.server import state as server_state
+from crossfl.server.journal.configuration import TRAINING, differences, is_fixed
 from crossfl.storage import manifest
 from crossfl.storage.files import link_tree, publish, write_bytes
 
 FORMAT = 2
 LARGEST_RUN = 16 << 20
 """Bytes of the description of a run; more is refused unread."""
-TRAINING = "training"
-"""What a configuration gains when the first round is planned."""
 ROUND = re.compile(r"(\d{6})(-\d{6})?")
+BEGINNING = re.compile(r"000000(-\d{6})?")
+"""A round in which nothing is finished yet."""
 SPARE = 2
 """A round is begun where this many of what the last one took are free."""
 
@@ -90,8 +92,7 @@ class Run:
                 return cls(path, decoding.decode(content, Description, str(file), LARGEST_RUN))
         except (OSError, CrossFLError) as error:
             raise CrossFLError(
-                f"{file} cannot be read: remove the run with 'crossfl runs rm {path.name}' "
-                f"({error})"
+                f"{file} cannot be read: remove the run with {_command('rm', path)} ({error})"
             ) from None
         raise CrossFLError(
             f"{file} has format {version}, this crossfl {__version__} reads format {FORMAT}: go on "
@@ -103,6 +104,20 @@ class Run:
         description = self.description.replace(version=__version__, **changes)
         with _written(self.path):
             write_bytes(self.path / RUN, decoding.encode(description), sync=True)
+
+    def go_on(self, configuration: Mapping[str, Any]) -> None:
+        """Take note of what the run goes on with, if it was unlocked."""
+        if self.description.unlocked:
+            self.save(configuration=dict(configuration), unlocked=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in it that a facility delivered: no finished round, no update."""
+        return all(
+            BEGINNING.fullmatch(path.name) and not (path / STATE / HELD_UPDATES).is_dir()
+            for path in self.path.glob("[!.]*")
+            if path.is_dir()
+        )
 
     def rounds(self) -> list[Path]:
         """Its published rounds, in order."""
@@ -140,8 +155,7 @@ class Run:
                 return  # by a step whose engine was killed
             raise CrossFLError(f"{path} is there already: another run of this federation goes on")
         with _written(path), publish(path) as partial:
-            link_tree(model, partial / GLOBAL_MODEL)
-            link_tree(state, partial / STATE)
+            _link_round(model, state, partial)
         self._thin(retention)
 
     def _thin(self, retention: Retention) -> None:
@@ -161,78 +175,118 @@ class Run:
 
 
 def runs(journal: Path) -> list[Run]:
-    """The runs in a journal, oldest first."""
-    if not journal.is_dir():
-        return []
-    return [Run.load(p) for p in sorted(journal.iterdir()) if p.is_dir() and p.name[:1] != "."]
+    """The runs in a journal, oldest first.
+
+    Raises:
+        CrossFLError: the description of one cannot be read.
+    """
+    return [Run.load(path) for path in folders(journal)]
+
+
+def folders(journal: Path) -> list[Path]:
+    """The folders of the runs in a journal, oldest first; what holds no description is no run."""
+    return sorted(path.parent for path in journal.glob(f"[!.]*/{RUN}"))
 
 
 def find(journal: Path, configuration: Mapping[str, Any]) -> Run | None:
-    """The run of this configuration that is not finished, if there is one.
+    """The run that goes on with this configuration; None where a new one is to begin.
+
+    Nothing is changed: `Run.go_on` and `begin` are for when it does.
 
     Raises:
-        CrossFLError: there is one of another configuration, and it was not said that it may change.
+        CrossFLError: a run with finished rounds has another configuration, and was not unlocked;
+            or what differs cannot change in a run that goes on.
     """
     unfinished = [run for run in runs(journal) if not run.description.finished]
     if not unfinished:
         return None
     run = unfinished[-1]
     known = {key: value for key, value in run.description.configuration.items() if key != TRAINING}
+    changes = differences(known, configuration)
+    if changes and run.is_empty:
+        return None
     if run.description.unlocked:
-        run = Run(run.path, Description(configuration=dict(configuration)))
-        run.save()
-    elif known != configuration:
-        raise _changed(run, known, configuration)
+        changes = {name: change for name, change in changes.items() if is_fixed(name)}
+    if changes:
+        raise _changed(run, changes)
     return run
 
 
-def check_training(path: Path, training: Mapping[str, Any]) -> None:
+def check_training(path: Path, training: Mapping[str, Any]) -> Mapping[str, str]:
     """Check that the facilities train as in the rounds before, or take note of how they do.
 
+    Returns:
+        What has changed in a run in which nothing was finished.
+
     Raises:
-        CrossFLError: they do not.
+        CrossFLError: they train otherwise.
     """
     run = Run.load(path)
     configuration = run.description.configuration
     known = configuration.get(TRAINING)
-    if known is None:
+    changes = differences({TRAINING: known}, {TRAINING: training}) if known else {}
+    if changes and not run.is_empty:
+        raise _changed(run, changes)
+    if changes or known is None:
         run.save(configuration={**configuration, TRAINING: dict(training)})
-    elif known != training:
-        raise _changed(run, {TRAINING: known}, {TRAINING: training})
+    return changes
 
 
-def _changed(run: Run, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> CrossFLError:
-    changes = "\n  ".join(differences(known, wanted))
+def _changed(run: Run, changes: Mapping[str, str]) -> CrossFLError:
+    listing = "\n  ".join(f"{name}: {change}" for name, change in changes.items())
+    anew = f"{_command('rm', run.path)} to begin anew"
+    if any(is_fixed(name) for name in changes):
+        return CrossFLError(
+            f"the run {run.path}, which is not finished, cannot go on with:\n  {listing}\n"
+            f"Its rounds were made otherwise. Take the changes back; or {anew}"
+        )
     return CrossFLError(
         f"the configuration is not that of the run {run.path}, which is not finished:\n"
-        f"  {changes}\nTake the changes back; or 'crossfl runs unlock {run.path.name}' to go on "
-        f"with them; or 'crossfl runs rm {run.path.name}' to begin anew"
+        f"  {listing}\nTake the changes back; or {_command('unlock', run.path)} to go on with "
+        f"them; or {anew}"
     )
 
 
-def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """What differs between two configurations, one line for each value."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            where = f"{name}.{key}" if name else key
-            yield from differences(old.get(key), new.get(key), where)
-    elif old != new:
-        yield f"{name}: {json.dumps(old)} → {json.dumps(new)}"
+def _command(action: str, run: Path) -> str:
+    """The command that does something to a run, as a message names it."""
+    words = ("crossfl", "runs", action, run.name, "--journal", str(run.parent.resolve()))
+    return f"'{shlex.join(words)}'"
 
 
-def begin(journal: Path, configuration: Mapping[str, Any]) -> Run:
-    """Begin a run.
+def new_name() -> str:
+    """A name for a run: the time, and what tells it from another of the same second."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def begin(
+    journal: Path, name: str, configuration: Mapping[str, Any], model: Path, state: Path
+) -> list[Path]:
+    """Begin a run with its round 0, whole or not at all.
+
+    It takes the place of runs in which nothing was finished.
+
+    Returns:
+        The runs that it replaced.
 
     Raises:
         CrossFLError: the journal cannot be written.
     """
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
     description = Description(configuration=dict(configuration))
-    run = Run(journal / f"{stamp}-{secrets.token_hex(2)}", description)
+    before = [r.path for r in runs(journal) if not r.description.finished and r.is_empty]
     with _written(journal):
-        run.path.mkdir(parents=True)
-    run.save()
-    return run
+        for path in journal.glob(".*.partial-*"):
+            shutil.rmtree(path, ignore_errors=True)  # of a step that was killed
+        with publish(journal / name) as partial:
+            (partial / RUN).write_bytes(decoding.encode(description))
+            _link_round(model, state, partial / f"{0:06}")
+        for path in before:
+            shutil.rmtree(path)
+    return before
+
+
+def _link_round(model: Path, state: Path, folder: Path) -> None:
+    link_tree(model, folder / GLOBAL_MODEL)
+    link_tree(state, folder / STATE)
 
 
 def check_space(journal: Path, state: Path) -> None:
@@ -247,7 +301,7 @@ def check_space(journal: Path, state: Path) -> None:
     if free < needed:
         raise CrossFLError(
             f"low disk: {journal} has {free / 1e6:.1f} MB free, a round may need "
-            f"{needed / 1e6:.1f} MB. Free some ('crossfl runs rm'); the same command then goes on"
+            f"{needed / 1e6:.1f} MB. Free some; the same command then goes on"
         )
 
 

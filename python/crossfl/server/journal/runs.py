@@ -8,7 +8,7 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.protocol import variables
 from crossfl.protocol.formats import size
-from crossfl.protocol.layout import JOURNAL, RUN, STATE
+from crossfl.protocol.layout import JOURNAL, STATE
 from crossfl.server import state as server_state
 from crossfl.server.journal import journal
 from crossfl.storage import locks
@@ -34,8 +34,12 @@ def disk_use(paths: Iterable[Path]) -> int:
     return sum(files.values())
 
 
-def describe(run: journal.Run) -> str:
+def describe(folder: Path) -> str:
     """One line about a run."""
+    try:
+        run = journal.Run.load(folder)
+    except CrossFLError as error:
+        return f"{folder.name}  damaged: {error}"
     rounds = run.rounds()
     done = "no round"
     if rounds:
@@ -56,11 +60,24 @@ def chosen(names: Sequence[str], places: Sequence[Path]) -> list[Path]:
     Raises:
         CrossFLError: there is no such run.
     """
-    found = {p.name: p for place in places for p in place.glob("*") if (p / RUN).exists()}
+    found = {path.name: path for place in places for path in journal.folders(place)}
     if missing := [name for name in names if name not in found]:
         where = ", ".join(str(place) for place in places) or FOLDER
         raise CrossFLError(f"no run {missing[0]!r} in {where}; 'crossfl runs' lists them")
     return [found[name] for name in names]
+
+
+def unlock(folder: Path) -> None:
+    """Let a run go on with another configuration.
+
+    Raises:
+        CrossFLError: it is finished, so that nothing goes on.
+    """
+    run = journal.Run.load(folder)
+    if run.description.finished:
+        raise CrossFLError(f"{folder} is finished: the next command begins a new run")
+    run.save(unlocked=True)
+    print(f"{folder} goes on with whatever configuration it is run with next")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,11 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """List, remove, or let go on with another configuration."""
     places = journals(args.journal)
+    if missing := [place for place in places if not place.is_dir()]:
+        raise CrossFLError(f"there is no journal {missing[0]}: name one with --journal")
     if args.action == "list":
         for place in places:
             print(f"{place}  {size(disk_use([place]))}")
-            for run in journal.runs(place):
-                print(f"  {describe(run)}")
+            for folder in journal.folders(place):
+                print(f"  {describe(folder)}")
         return
     if not args.runs:
         raise CrossFLError(f"name the runs to {args.action}: 'crossfl runs' lists them")
@@ -91,5 +110,4 @@ def main(args: argparse.Namespace) -> None:
                 shutil.rmtree(folder)
                 print(f"removed {folder}")
             else:
-                journal.Run.load(folder).save(unlocked=True)
-                print(f"{folder} goes on with whatever configuration it is run with next")
+                unlock(folder)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from crossfl.engine.placement import check_placed, routed, targets_of
+from crossfl.engine.jobs import job_of
+from crossfl.engine.placement import routed, targets_of
 from crossfl.errors import CrossFLError
 from crossfl.sites.streamflow_file import read, steps_of, validate
-from crossfl.storage.job import Job
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -84,12 +84,13 @@ class Federation:
                 remedy = "name it as `settings`: crossfl bind --job"
                 results.append(Result(path.name, "job file", "warn", warning, remedy))
                 continue
-            job_file = path.parent / config["settings"]
-            job = Job.load(job_file)
-            check_placed(document, path)
+            job = job_of(workflow, document, path)
+            if job is None:
+                continue  # another workflow's
             for facility in job.facilities:
                 datasets.setdefault(facility.name, []).append(facility.dataset)
-            placed = f"{len(job.facilities)} facilities of {job_file.name} have a deployment"
+            name = Path(config["settings"]).name
+            placed = f"{len(job.facilities)} facilities of {name} have a deployment"
             results.append(Result(path.name, "job file", "pass", placed))
         sites = [
             _site(path, deployments, deployment, service, datasets)
