@@ -6,6 +6,7 @@ Against real sshd and Slurm it is tried in `tests/schedulers`.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import yaml
 from crossfl import cli
 from crossfl.sites.check.probe import MARK, PACKAGES, launch
 from crossfl.sites.check.table import LONGEST
-from tests.support.paths import CWL, ROOT
+from crossfl.storage.weight_files import weights_digest
+from tests.support.paths import CWL, ROOT, ROUND
 
 Document = dict[str, Any]
 Change = Callable[[Document], object]
@@ -81,7 +83,7 @@ def test_all_is_well(words: tuple[str, ...], check: Check) -> None:
     assert json.loads(output)["passed"]
     results = rows(output)
     assert {row["status"] for row in results.values()} == {"pass"}
-    assert (("leonardo", "dataset words") in results) == (not words)
+    assert ("leonardo", "dataset words") in results
     assert (("karolina", "environment") in results) == (not words)
 
 
@@ -89,7 +91,7 @@ def test_the_table(check: Check) -> None:
     status, output = check(nothing, "--facility", "karolina", "--offline")
     assert status == 0
     assert "how to fix" in output and "karolina" in output and "leonardo" not in output
-    assert "4 pass" in output
+    assert "5 pass" in output
 
 
 def bindings(document: Document) -> list[Document]:
@@ -202,12 +204,148 @@ def test_a_binding_without_the_service(check: Check) -> None:
     assert row["status"] == "warn" and "names no service" in row["result"]
 
 
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with a key, one with a passphrase, and what is none."""
+    for name, phrase in (("good", ""), ("locked", "secret")):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-f", str(tmp_path / name)]
+        subprocess.run(command, check=True)
+    (tmp_path / "phrase").write_text("secret\n")
+    (tmp_path / "wrong").write_text("public\n")
+    return tmp_path
+
+
+GOOD_FILES: list[Document] = [
+    {"sshKey": "good"},
+    {"sshKey": "locked", "sshKeyPassphraseFile": "phrase", "knownHosts": "wrong"},
+]
+BAD_FILES: list[tuple[Document, str]] = [
+    ({"sshKey": "nothing"}, "sshKey {}/nothing cannot be read: No such file"),
+    ({"sshKey": "wrong"}, "sshKey {}/wrong is no private key"),
+    ({"sshKey": "good.pub"}, "sshKey {}/good.pub is no private key"),
+    ({"sshKey": "locked"}, "sshKey {}/locked is no private key that can be opened: Passphrase"),
+    (
+        {"sshKey": "locked", "sshKeyPassphraseFile": "wrong"},
+        "sshKey {}/locked is no private key that can be opened: ",
+    ),
+    ({"sshKey": "good", "knownHosts": "nothing"}, "knownHosts {}/nothing cannot be read"),
+    ({"passwordFile": "nothing"}, "passwordFile {}/nothing cannot be read"),
+    (
+        {"nodes": [{"hostname": "127.0.0.1:1", "sshKey": "nothing"}]},
+        "sshKey {}/nothing cannot be read",
+    ),
+    ({"tunnel": {"hostname": "a", "sshKey": "nothing"}}, "sshKey {}/nothing cannot be read"),
+]
+
+
+def test_files_of_a_connection(check: Check, keys: Path) -> None:
+    for config in GOOD_FILES:
+        status, output = check(lambda d, c=config: behind_ssh(d, **c), "--offline", "--format=json")
+        assert status == 0, output
+    for config, message in BAD_FILES:
+        status, output = check(lambda d, c=config: behind_ssh(d, **c), "--offline", "--format=json")
+        assert status == 1, config
+        row = rows(output)["karolina", "settings"]
+        assert row["result"].startswith(message.format(keys)), row
+        assert row["fix"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rounds: 2", "rounds: -3", "rounds is -3: it must be from 1"),
+        ("path: config.json", "path: nothing.json", "nothing.json, which cannot be read"),
+        ("batch_size", "batch_siz", "training: no field 'batch_siz'"),
+    ],
+)
+def test_the_job_is_looked_at_offline(
+    check: Check, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (CWL / "federation.yml").read_text()
+    assert old in text
+    (tmp_path / "job.yml").write_text(text.replace(old, new, 1))
+    (tmp_path / "config.json").write_text((CWL / "config.json").read_text())
+    status, output = check(
+        lambda d: d["workflows"]["federation"]["config"].update(settings="job.yml"), "--offline"
+    )
+    assert status == cli.BAD_INPUT
+    assert output.startswith(f"crossfl check: {tmp_path / 'job.yml'}: ") and message in output
+
+
+def test_data_on_this_machine_is_looked_at_offline(check: Check) -> None:
+    status, output = check(FAULTS["dataset words"][0], "--offline", "--format=json")
+    assert status == 1
+    assert "/tmp/words is not there" in rows(output)["karolina", "dataset words"]["result"]
+
+
+def test_every_job_script_has_to_be_there(check: Check) -> None:
+    """That of a service which no binding uses, too: the engine reads them all."""
+
+    def another(document: Document) -> None:
+        with_script(document)
+        services = document["deployments"]["karolina"]["config"]["services"]
+        services["other"] = "nothing.sh"
+
+    status, output = check(another, "--offline", script="{{streamflow_command}}\n")
+    assert status == cli.BAD_INPUT
+    assert "the job script of karolina does not exist" in output
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder of base models, with one."""
+    shutil.copytree(ROUND / "global_model", tmp_path / "models" / "tiny")
+    return tmp_path / "models"
+
+
+def training_adapters(base: Path, **lora: Any) -> Change:
+    """A job that trains adapters, and the folder of base models of both facilities."""
+    job = yaml.safe_load((CWL / "federation.yml").read_text())
+    job["lora"] = {"base_model": "tiny"} | lora
+    job["config"]["path"] = str(CWL / "config.json")
+    (base.parent / "job.yml").write_text(yaml.safe_dump(job))
+
+    def change(document: Document) -> None:
+        document["workflows"]["federation"]["config"]["settings"] = "job.yml"
+        for name in ("leonardo", "karolina"):
+            document["deployments"][name]["config"]["models"] = "models"
+
+    return change
+
+
+def test_the_base_of_adapters(check: Check, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = weights_digest(base / "tiny")
+    change = training_adapters(base, base_digest=right)
+    status, output = check(change, "--offline", "--format=json")
+    assert status == 0, output
+    assert rows(output)["leonardo", "base model tiny"]["status"] == "pass"
+
+    def unset(document: Document) -> None:
+        change(document)
+        for name in ("leonardo", "karolina"):
+            del document["deployments"][name]["config"]["models"]
+
+    assert check(unset, "--offline")[0] == 1
+    monkeypatch.setenv("CROSSFL_MODELS", str(base))
+    assert check(unset, "--offline")[0] == 0
+    for lora, message in (
+        ({"base_model": "other", "base_digest": right}, "models/other has neither"),
+        ({"base_digest": "0" * 64}, f"has the digest {right}, and the job's base 000"),
+    ):
+        status, output = check(training_adapters(base, **lora), "--offline", "--format=json")
+        assert status == 1
+        failed = [row for row in rows(output).values() if row["status"] == "fail"]
+        (row,) = [row for row in failed if row["facility"] == "karolina"]
+        assert message in row["result"]
+        assert row["fix"].startswith("crossfl bind --set karolina.models=")
+
+
 FAULTS: dict[str, tuple[Change, tuple[str, ...], str, str]] = {
     "dataset words": (
         lambda d: d["deployments"]["karolina"]["config"].update(data="/tmp"),
         (),
         "/tmp/words is not there",
-        "crossfl bind --set karolina.data=",
+        "crossfl bind --set karolina.folder=",
     ),
     "facility": (
         lambda d: d["deployments"]["karolina"]["config"].update(facility="leonardo"),

@@ -300,6 +300,13 @@ def test_it_passes_the_check(
         pytest.skip("shellcheck is not installed: apt install shellcheck, or pip install '.[dev]'")
 
 
+def test_a_facility_on_this_machine_may_hold_base_models(crossfl_bind: Bind) -> None:
+    words = ("--facility", "site=local", "--set", "site.folder=d", "--set", "site.models=/models")
+    assert crossfl_bind(*words)[0] == 0
+    document = yaml.safe_load(Path("streamflow.yml").read_text())
+    assert document["deployments"]["site"]["config"]["models"] == "/models"
+
+
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_a_page_of_facts(name: str) -> None:
     text = (ENVIRONMENTS / name / "README.md").read_text()

@@ -47,6 +47,7 @@ def start(run: Run, folder: Path, config: dict[str, Any], **variables: str) -> A
                 "prompts": False,
                 "min_validation_samples": 5,
                 "min_validation_tokens": 70,
+                "models": "bases",
             },
             {PROMPTS: "1", SAMPLES: "30"},
             ("", "5", "70"),
@@ -66,6 +67,8 @@ def test_what_may_leave(
     assert result.returncode == 0, result.stderr
     environment = json.loads((tmp_path / "out" / "environment.json").read_text())
     assert tuple(environment.get(name) for name in NAMES) == seen
+    own = str(tmp_path / config["models"]) if "models" in config else None
+    assert environment.get("CROSSFL_MODELS") == own
 
 
 def test_a_floor_is_at_least_one(run: Run, tmp_path: Path) -> None:

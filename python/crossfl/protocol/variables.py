@@ -46,7 +46,7 @@ VARIABLES = (
         "Folder of the facility's datasets; with `*`, of one such folder for each facility.",
         f"{_JOB}; `crossfl.local`",
     ),
-    Variable(MODELS, "Folder of the base models of adapters.", _JOB),
+    Variable(MODELS, "Folder of the base models of adapters.", f"{_JOB}; `crossfl.local`"),
     Variable(STATE, "Folder for what a facility keeps between rounds; nothing in it leaves.", _JOB),
     Variable(
         STAGING, "Folder on storage of the node to which model and data are copied first.", _JOB

@@ -58,6 +58,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         config_dir: str,
         facility: str | None = None,
         data: str | None = None,
+        models: str | None = None,
         state: str | None = None,
         journal: str | None = None,
         prompts: bool = True,
@@ -79,12 +80,14 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             variables.DEPLOYMENT: deployment_name,
             "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
         }
-        # Not set where there is nothing to say: a floor of this machine is not to be lowered.
-        floors = {
+        # Not set where there is nothing to say: a floor of this machine is not to be lowered, and
+        # its base models may be named for all facilities at once.
+        own = {
+            variables.MODELS: _path(models, config_dir),
             variables.MIN_VALIDATION_SAMPLES: min_validation_samples,
             variables.MIN_VALIDATION_TOKENS: min_validation_tokens,
         }
-        self._environment |= {name: str(floor) for name, floor in floors.items() if floor}
+        self._environment |= {name: str(value) for name, value in own.items() if value}
 
     async def deploy(self, external: bool) -> None:
         """Start to show progress, unless another deployment has."""

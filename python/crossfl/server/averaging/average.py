@@ -32,7 +32,6 @@ from crossfl.server.averaging.walk import (
     Buffers,
     Checksums,
     Piece,
-    mapped,
     pieces,
     walk,
     workers,
@@ -149,7 +148,7 @@ class Averaging:
                 self._writers[file] = self._writers_of(file, model, state)
                 for writer in self._writers[file].values():
                     closing[file].enter_context(writer)
-                    self._checksums.add(writer.path, mapped(writer.path))
+                    self._checksums.add(writer.path, writer.size)
 
             with self._walking(self._step, files, begin) as walked:
                 for file, group in itertools.groupby(walked, key=lambda piece: piece.file):

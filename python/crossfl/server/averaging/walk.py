@@ -130,19 +130,17 @@ class Checksums:
     """
 
     def __init__(self, pool: ThreadPoolExecutor, contents: Mapping[Path, memoryview]) -> None:
-        self._pool, self._read = pool, list(contents)
-        self._contents: dict[Path, memoryview] = {}
+        self._pool, self._contents = pool, contents
         self._sizes: dict[Path, int] = {}
         self._hashes: dict[Path, Any] = {}
         self._reached: dict[Path, int] = {}
         self._last: dict[Path, Future[None]] = {}
         for path, content in contents.items():
-            self.add(path, content)
+            self.add(path, len(content))
 
-    def add(self, path: Path, content: memoryview) -> None:
+    def add(self, path: Path, size: int) -> None:
         """One more file, which is being written: it is hashed as far as `reach` says."""
-        self._contents[path], self._hashes[path] = content, hashlib.sha256()
-        self._sizes[path] = len(content)
+        self._sizes[path], self._hashes[path] = size, hashlib.sha256()
         self._reached[path] = 0
 
     def along(self, walked: Sequence[Piece]) -> Iterator[Piece]:
@@ -150,7 +148,7 @@ class Checksums:
         total, done = sum(piece.count for piece in walked), 0
         for piece in walked:
             done += piece.count
-            for path in self._read:
+            for path in self._contents:
                 self.reach(path, self._sizes[path] * done // total)
             yield piece
 
@@ -164,7 +162,7 @@ class Checksums:
 
     def results(self) -> dict[Path, str]:
         """Hexadecimal sha256 of each file, all of which must have been reached."""
-        for path in self._read:
+        for path in self._contents:
             self.reach(path, self._sizes[path])
         for future in self._last.values():
             future.result()
@@ -175,14 +173,21 @@ class Checksums:
     def _hash(self, path: Path, begin: int, end: int, before: Future[None] | None) -> None:
         if before is not None:
             before.result()  # the pool starts what it is given in order, so this one is running
-        self._hashes[path].update(self._contents[path][begin:end])
-        if end == self._sizes[path]:
-            del self._contents[path]  # a mapping holds its file open
+        if (content := self._contents.get(path)) is not None:
+            self._hashes[path].update(content[begin:end])
+        else:
+            with _mapped(path, begin, end) as written:
+                self._hashes[path].update(written)
 
 
-def mapped(path: Path) -> memoryview:
-    """The bytes of a file, not read before they are looked at."""
-    if not path.stat().st_size:
-        return memoryview(b"")  # which cannot be mapped
-    with path.open("rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+@contextlib.contextmanager
+def _mapped(path: Path, begin: int, end: int) -> Iterator[memoryview]:
+    """Bytes of a file, which is open meanwhile only: a model may have more files than may be."""
+    start = begin - begin % mmap.ALLOCATIONGRANULARITY
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), end - start, offset=start, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as content,
+        content[begin - start :] as part,
+    ):
+        yield part

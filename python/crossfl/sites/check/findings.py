@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from crossfl.engine.jobs import job_of
@@ -32,18 +33,31 @@ class Result:
     fix: str = ""
 
 
+class Base(NamedTuple):
+    """A base model of adapters that a facility has to hold."""
+
+    name: str
+    digest: str | None
+    """Of its weights, if the job says it."""
+    model: Path | None
+    """On this machine, the model with those weights, if the job names it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A deployment as a binding uses it: a facility, or the aggregation VM."""
 
     name: str
     kind: str
+    folder: Path
+    """That of the StreamFlow file, from which paths count."""
     config: Mapping[str, Any]
     service: str | None
     workdir: str | None
     wraps: "Site | None"
     script: Path | None
     datasets: tuple[str, ...]
+    bases: tuple[Base, ...]
 
     def setting(self, name: str) -> str:
         """How to change a setting of this site."""
@@ -72,6 +86,7 @@ class Federation:
         deployments = document.get("deployments") or {}
         targets: dict[tuple[str, str | None], None] = {}
         datasets: dict[str, list[str]] = {}
+        bases: dict[str, list[Base]] = {}
         for workflow in document["workflows"].values():
             config = workflow["config"]
             targets |= dict.fromkeys(_targets(path, workflow, deployments))
@@ -89,11 +104,14 @@ class Federation:
                 continue  # another workflow's
             for facility in job.facilities:
                 datasets.setdefault(facility.name, []).append(facility.dataset)
+                if lora := job.lora:
+                    base = Base(lora.base_model, lora.base_digest, job.model)
+                    bases.setdefault(facility.name, []).append(base)
             name = Path(config["settings"]).name
             placed = f"{len(job.facilities)} facilities of {name} have a deployment"
             results.append(Result(path.name, "job file", "pass", placed))
         sites = [
-            _site(path, deployments, deployment, service, datasets)
+            _site(path, deployments, deployment, service, datasets, bases)
             for deployment, service in targets
         ]
         return cls(path=path, sites=tuple(sites), results=tuple(results))
@@ -125,7 +143,8 @@ def _site(
     deployments: Mapping[str, Any],
     name: str,
     service: str | None,
-    datasets: Mapping[str, Sequence[str]],
+    datasets: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    bases: Mapping[str, Sequence[Base]] = MappingProxyType({}),
 ) -> Site:
     """A deployment with what it wraps, and its job script."""
     deployment = deployments[name]
@@ -143,21 +162,29 @@ def _site(
             f"{path}: a binding names service {service!r} of {name}, which has "
             f"{', '.join(sorted(services)) or 'none'}. Correct the binding, or bind again"
         )
-    script = services.get(service, config)
-    file = script if isinstance(script, str) else script.get("file")
-    if file and not (path.parent / file).is_file():
-        raise CrossFLError(
-            f"{path}: the job script of {name} does not exist: {path.parent / file}. Bind again"
-        )
+    for script in (config, *services.values()):
+        if (file := _script(script)) and not (path.parent / file).is_file():
+            raise CrossFLError(
+                f"{path}: the job script of {name} does not exist: {path.parent / file}. Bind again"
+            )
+    file = _script(services.get(service, config))
     return Site(
         name=name,
         kind=deployment["type"],
+        folder=path.parent,
         config=config,
         service=service,
         workdir=deployment.get("workdir"),
-        wraps=_site(path, deployments, outer["deployment"], outer.get("service"), {})
+        wraps=_site(path, deployments, outer["deployment"], outer.get("service"))
         if wraps
         else None,
         script=path.parent / file if file else None,
         datasets=tuple(datasets.get(name, ())),
+        bases=tuple(bases.get(name, ())),
     )
+
+
+def _script(service: Any) -> str | None:
+    """The job script of a service, or of a deployment without services."""
+    file: str | None = service if isinstance(service, str) else service.get("file")
+    return file

@@ -1,4 +1,4 @@
-"""Check a facility without a connection: that every setting is filled in, and its job script."""
+"""Check a facility without a connection: settings, job script, files on this machine."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossfl.sites.check import files
 from crossfl.sites.check.findings import Result, Site
 from crossfl.sites.environment import PLACEHOLDER
 
@@ -19,9 +20,10 @@ SHELLCHECK = ("shellcheck", "--shell=bash", "--severity=warning", "--format=gcc"
 
 
 def examine(site: Site) -> Iterator[Result]:
-    """Check the settings and the job script of one site."""
+    """Check the settings, the files on this machine and the job script of one site."""
     text = site.script.read_text(encoding="utf-8", errors="replace") if site.script else ""
     yield _settings(site, text)
+    yield from files.examine(site)
     if site.script is None:
         if site.kind != "crossfl.local":
             warning = "the binding names no service: jobs run without one"
@@ -46,7 +48,10 @@ def _settings(site: Site, script: str) -> Result:
     if left := sorted({*PLACEHOLDER.findall(values + script)}):
         remedy = f"crossfl bind --set {site.name}.NAME=VALUE"
         return Result(site.name, "settings", "fail", f"not filled in: {', '.join(left)}", remedy)
-    return Result(site.name, "settings", "pass", "all filled in")
+    if problems := dict(files.problems(site)):
+        remedies = "; ".join(dict.fromkeys(problems.values()))
+        return Result(site.name, "settings", "fail", "; ".join(problems), remedies)
+    return Result(site.name, "settings", "pass", "all filled in, and the files are there")
 
 
 def _lint(site: Site, check: str, tool: str, command: tuple[str, ...], script: str) -> Result:

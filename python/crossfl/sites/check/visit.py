@@ -45,6 +45,7 @@ TELL = f"""\
 tell() {{
     echo "{probe.MARK}-facility ${variables.FACILITY}"
     echo "{probe.MARK}-data ${variables.DATA}"
+    echo "{probe.MARK}-models ${variables.MODELS}"
 }}
 trap tell EXIT
 """
@@ -77,9 +78,12 @@ class Visit:
             return
         await self.check("clock", self._clock)
         await self.check("work folder", partial(self._workdir, room))
-        root = await self._environment()
-        for name in self.site.datasets:
-            await self.check(f"dataset {name}", partial(self._dataset, name, root))
+        root, models = await self._environment()
+        if self.site.kind != "crossfl.local":  # whose files have been looked at without asking
+            for name in self.site.datasets:
+                await self.check(f"dataset {name}", partial(self._dataset, name, root))
+            for base in dict.fromkeys(self.site.bases):
+                await self.check(f"base model {base.name}", partial(self._base, base.name, models))
         if isinstance(self.login_node, SSHConnector):
             async with wire:
                 await self.check("bandwidth", self._bandwidth)
@@ -196,8 +200,8 @@ class Visit:
             )
         return Finding("pass", result)
 
-    async def _environment(self) -> str:
-        """Run the job script on the login node; gives the folder of the datasets."""
+    async def _environment(self) -> tuple[str, str]:
+        """Run the job script on the login node; the folders of datasets and of base models."""
         answer = ""
 
         async def check() -> Finding:
@@ -217,7 +221,7 @@ class Visit:
             remedy = f"bind again: the job script of {self.site.name} has to set it"
             problem = f"{variables.FACILITY} is {name or 'not set'}"
             self.note("facility", Finding("fail", problem, remedy))
-        return variable_of(answer, "data")
+        return variable_of(answer, "data"), variable_of(answer, "models")
 
     async def _dataset(self, name: str, root: str) -> Finding:
         remedy = f"{self.site.setting('data')}, or put it there"
@@ -232,6 +236,16 @@ class Visit:
         if not size.isdecimal():
             return Finding("pass", f"{root}/{name}; not summed up within 20 s")
         return Finding("pass", f"{root}/{name}, {int(size) / 2**10:.2f} MiB")
+
+    async def _base(self, name: str, root: str) -> Finding:
+        """Whether the base model of an adapter is there; its weights are compared in the job."""
+        remedy = f"{self.site.setting('models')}, or put it there"
+        if not root:
+            return Finding("fail", f"{variables.MODELS} is not set there", remedy)
+        _, status = await self.ask(f"[ -r {shlex.quote(f'{root}/{name}')}/config.json ] || exit 3")
+        if status == 3:
+            return Finding("fail", f"{root}/{name} is no model there, or not readable", remedy)
+        return Finding("pass", f"{root}/{name}")
 
     async def _bandwidth(self) -> Finding:
         begun, block = time.monotonic(), b"\0" * 2**16
