@@ -171,8 +171,20 @@ def test_a_bad_cell_of_a_table_costs_its_row(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": column}), tmp_path / "d.parquet")
     samples = datasets.read(tmp_path / "d.parquet", "train")
     assert [s.text for s in samples if isinstance(s, Text)] == ["tre", "cinque"]
-    assert samples.bad == [
-        f"{tmp_path}/d.parquet:2 is not a row that can be read (UnicodeDecodeError)"
+    assert samples.bad == [f"{tmp_path}/d.parquet:2 is not a row that can be read (ArrowInvalid)"]
+
+
+def test_a_damaged_offset_is_not_followed(tmp_path: Path) -> None:
+    """An Arrow file is mapped as it is; beyond its end is whatever else the process holds."""
+    folder = tmp_path / "saved"
+    Dataset.from_list([{"text": f"row {i}"} for i in range(8)]).save_to_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    content, offsets = file.read_bytes(), struct.pack("<9i", *range(0, 45, 5))
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, offsets[:-4] + struct.pack("<i", 2**30)))
+    assert texts(folder) == [f"row {i}" for i in range(1, 7)]
+    assert datasets.read(folder, "train").bad == [
+        f"{folder}:8 is not a row that can be read (ArrowInvalid)"
     ]
 
 

@@ -38,7 +38,15 @@ SAMPLE = "Paziente Rossi Maria 1961 HIV+"
 FLOORS = Disclosure()
 STEP = 0.05
 """Nats between the logits of two tokens: enough to tell them apart at four decimals."""
-SPANS = st.lists(st.builds(lambda a, b: Span(a, a + b), st.integers(0, 12), st.integers(1, 12)))
+SPANS = st.lists(
+    st.builds(
+        lambda a, b, gaps: Span(a, a + b, tuple(sorted(a + g for g in gaps if 0 < g < b - 1))),
+        st.integers(0, 12),
+        st.integers(1, 12),
+        st.sets(st.integers(0, 12), max_size=6),
+    )
+)
+"""With gaps, as between the turns of a chat; the first and the last position are predicted."""
 
 
 class Oracle(torch.nn.Module):

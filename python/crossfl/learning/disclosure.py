@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
     def reaches(self, length: int) -> bool:
         """Whether the last token within a sequence length is predicted."""
-        return self.until(length) > self.until(length - 1)
+        return self.begin < length <= self.end and length - 1 not in self.gaps
 
 
 def usable(size: int, wanted: int | None, floor: int) -> int:

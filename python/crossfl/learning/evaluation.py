@@ -221,7 +221,8 @@ def _span(result: Encoded | Image | CrossFLError) -> Span:
     if not places:
         return Span(0, 0)
     begin, end = places[0], places[-1] + 1
-    return Span(begin, end, tuple(sorted(set(range(begin, end)) - set(places))))
+    whole = len(places) == end - begin
+    return Span(begin, end, () if whole else tuple(sorted({*range(begin, end)} - {*places})))
 
 
 def _cut(result: Encoded | Image | CrossFLError, length: int) -> Encoded | Image:

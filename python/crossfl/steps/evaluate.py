@@ -128,6 +128,7 @@ def _measure(
         network, tokenizer, prompts, training, disclosure
     )
     notices = [notice for notice in (validation.withheld, refusal) if notice]
+    notices += datasets.left_out(samples.bad, "the dataset")
     return metrics, tuple(completions), notices
 
 

@@ -16,7 +16,7 @@ from crossfl.learning.datasets.encoding import (
     encoded,
 )
 from crossfl.learning.datasets.reading import read
-from crossfl.learning.datasets.samples import Chat, Image, Sample, Samples, Text, row
+from crossfl.learning.datasets.samples import Chat, Image, Sample, Samples, Text, left_out, row
 from crossfl.learning.datasets.splits import Split
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "encode",
     "encode_prompt",
     "encoded",
+    "left_out",
     "order",
     "read",
     "row",

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.learning.datasets.samples import Chat, Image, Sample, Samples, Text, check_share
+from crossfl.learning.datasets.samples import (
+    Chat,
+    Image,
+    Sample,
+    Samples,
+    Text,
+    check_share,
+    left_out,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,12 +97,8 @@ class EncodedSamples:
     @property
     def notices(self) -> list[str]:
         """What is not learnt from, in words that may leave the facility."""
-        left_out = (
-            [f"{len(self.bad):,} rows of the dataset are left out; the first: {self.bad[0]}"]
-            if self.bad
-            else []
-        )
-        return [*left_out, *(notice for notice in self._notices if notice)]
+        told = left_out(self.bad, "the dataset")
+        return [*told, *(notice for notice in self._notices if notice)]
 
     def _add(self, sample: Sample, whole: Encoded, length: int) -> None:
         pieces = isinstance(sample, Text) and sample.prompt is None

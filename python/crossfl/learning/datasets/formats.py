@@ -76,16 +76,29 @@ def guarded(path: Path, rows: Rows, noun: str) -> Rows:
 
 
 def table_rows(batches: Iterator["RecordBatch"]) -> Rows:
-    """The rows of a table; each cell is read apart, so that a bad one is a bad row."""
+    """The rows of a table; each is read apart, so that a bad cell costs its row alone."""
     number = 0
     for batch in batches:
+        sound = _is_sound(batch)
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for i in range(len(batch)):
             number += 1
-            yield number, partial(_cells, columns, i)
+            yield number, partial(_cells, columns, i, sound)
 
 
-def _cells(columns: Mapping[str, "Array[Any]"], row: int) -> object:
+def _is_sound(batch: "RecordBatch") -> bool:
+    """Whether a batch may be read as it is: pyarrow follows a damaged offset out of its memory."""
+    try:
+        batch.validate(full=True)
+    except Exception:  # of whatever damage
+        return False
+    return True
+
+
+def _cells(columns: Mapping[str, "Array[Any]"], row: int, sound: bool) -> object:
+    if not sound:
+        for column in columns.values():
+            column.slice(row, 1).validate(full=True)
     return {name: column[row].as_py() for name, column in columns.items()}
 
 

@@ -1,7 +1,7 @@
 """Samples: what a row of a dataset holds, and the one place where a failure becomes a count."""
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -87,6 +87,11 @@ class Samples(list[Sample]):
             self._paths.append(path)
         self._origins[0].append(len(self._paths) - 1)
         self._origins[1].append(row)
+
+
+def left_out(bad: Sequence[str], what: str) -> list[str]:
+    """What to say of the rows that are left out, if any."""
+    return [f"{len(bad):,} rows of {what} are left out; the first: {bad[0]}"] if bad else []
 
 
 def check_share(good: int, reasons: list[str], what: str) -> None:

@@ -66,10 +66,16 @@ def _in(place: Path, words: tuple[str, ...]) -> list[Path]:
     named = re.compile(rf"({'|'.join(words)})(?![A-Za-z])")
     for entry in sorted(place.iterdir()):
         if entry.name in words and entry.is_dir():
-            files += (f for f in sorted(entry.rglob("*")) if format_of(f) and not f.is_dir())
+            files += (f for f in sorted(entry.rglob("*")) if _is_data(f, entry))
         elif named.match(entry.name) and format_of(entry):
             files.append(entry)
     return files
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Whether it is a file of a known kind, and not hidden, as on the hub."""
+    hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    return not hidden and format_of(path) is not None and not path.is_dir()
 
 
 def _check_shards(folder: Path, files: list[Path]) -> None:
