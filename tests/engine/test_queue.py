@@ -241,6 +241,40 @@ async def test_json_that_is_none(
     assert CANARY not in log.text
 
 
+async def test_a_job_that_cannot_be_read_holds_up_no_other(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = job_json("8.pbs", substate=10**6)
+    (login.home / "odd").write_text(odd)
+    (login.home / "good").write_text(job_json())
+    login.script("qstat", 'case "$*" in *8.pbs*) cat ~/odd;; *) cat ~/good; esac')
+    connector, location = login.queue("pbs", statusTimeout=60)
+    reports = await connector._poll(["7.pbs", "8.pbs"], location)
+    assert {i: r.state for i, r in reports.items()} == {"7.pbs": "COMPLETED", "8.pbs": "RUNNING"}
+    monkeypatch.setattr(connector, "statusTimeout", 0)
+    reports = await connector._poll(["7.pbs", "8.pbs"], location)
+    assert reports["8.pbs"].state == "UNKNOWN"
+    with pytest.raises(StatusQueryError):
+        await connector._poll(["8.pbs"], location)
+
+
+async def test_a_limit_of_size_is_a_refusal(login: Login) -> None:
+    """Slurm names all limits of accounting in one sentence, and the one that counts before it."""
+    words = (
+        "sbatch: error: QOSMaxWallDurationPerJobLimit\\nsbatch: error: Batch job submission "
+        "failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time)"
+    )
+    login.script("sbatch", f'printf "{words}\\n" >&2; exit 1')
+    with pytest.raises(RefusedJobError):
+        await login.job(*login.queue("slurm"))
+
+
+async def test_a_long_greeting_does_not_hide_the_reason(login: Login) -> None:
+    login.script("qsub", "yes welcome | head -n 500 >&2; echo 'qsub: Unknown queue' >&2; exit 170")
+    with pytest.raises(RefusedJobError, match="qsub: Unknown queue"):
+        await login.job(*login.queue("pbs"))
+
+
 async def test_latin_1_in_a_variable(login: Login, tmp_path: Path) -> None:
     (tmp_path / "answer").write_bytes(
         job_json(Variable_List={"A": "?"}).encode().replace(b"?", b"\xe9")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import posixpath
 import re
 import shlex
-from collections.abc import Collection, Mapping, MutableSequence
+import time
+from collections.abc import Collection, Mapping, MutableSequence, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.utils import random_name
 from streamflow.deployment.connector.queue_manager import PBSConnector as EnginePBSConnector
 from streamflow.deployment.connector.queue_manager import PBSService
+from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
 from crossfl.engine.connectors.reports import (
@@ -86,6 +89,10 @@ def report_of(job: Job) -> JobReport:
     return JobReport(state="FAILED" if status else "COMPLETED", exit_code=status, log=log)
 
 
+class UnreadableAnswerError(StatusQueryError):
+    """PBS was asked and answered, but not in a form that can be read."""
+
+
 class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
     """Jobs of one PBS server; see :class:`QueueConnector` for what it adds.
 
@@ -99,6 +106,7 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
         super().__init__(*args, **kwargs)
         # What a binding without a service gets; the engine would look for attributes of None.
         self.services.setdefault(None, PBSService())
+        self._unreadable_since: dict[str, float] = {}
 
     @classmethod
     def get_schema(cls) -> str:
@@ -140,7 +148,7 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
 
     async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
         try:
-            job = (await self._qstat([job_id], submission["location"])).get(job_id)
+            job = (await self._qstat_alone(job_id, submission["location"])).get(job_id)
         except StatusQueryError:
             return False
         return job is not None and job.Output_Path.partition(":")[2] == submission["stdout"]
@@ -148,40 +156,59 @@ class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
     async def _poll(
         self, job_ids: Collection[str], location: ExecutionLocation
     ) -> dict[str, JobReport]:
-        try:
+        jobs: dict[str, Job] = {}
+        with contextlib.suppress(UnreadableAnswerError):  # for one job, maybe: see each alone
             jobs = await self._qstat(job_ids, location)
-        except StatusQueryError:
-            if len(job_ids) == 1:
-                raise
-            jobs = {}  # one job may spoil the answer about all of them
+        unreadable: dict[str, UnreadableAnswerError] = {}
         for job_id in job_ids:
             if job_id not in jobs:
                 # Some versions print only the first of the jobs they are asked for.
-                jobs |= await self._qstat([job_id], location)
+                try:
+                    jobs |= await self._qstat_alone(job_id, location)
+                except UnreadableAnswerError as error:
+                    unreadable[job_id] = error
+        if len(unreadable) == len(job_ids):
+            raise unreadable[job_id]
         return {
-            job_id: report_of(jobs[job_id]) if job_id in jobs else JobReport(state="UNKNOWN")
+            job_id: report_of(jobs[job_id]) if job_id in jobs else self._unseen(job_id, unreadable)
             for job_id in job_ids
         }
 
-    async def _qstat(self, job_ids: Collection[str], location: ExecutionLocation) -> dict[str, Job]:
-        """Ask about jobs; about a single one as text, where its JSON cannot be read."""
-        forms: list[tuple[str, ...]] = [("-F", "json"), ()]
-        for form in forms[: 2 if len(job_ids) == 1 else 1]:
-            answer, status = await self._ask(location, "qstat", "-x", "-f", *form, *job_ids)
-            if NO_HISTORY in answer:
-                raise NoHistoryError(
-                    f"Deployment {self.deployment_name}: this PBS server keeps no job history, so "
-                    f"nobody can know how a job ended; ask the site for `job_history_enable=True`"
-                )
-            try:
-                jobs = jobs_of(answer)
-            except CrossFLError as error:
-                problem = str(error)
-            else:
-                if jobs or NO_SUCH_JOB in answer:
-                    return jobs
-                problem = f"an answer without a job: {brief(answer)}"
-        raise StatusQueryError(f"`qstat` ended with {status}: {problem}")
+    def _unseen(self, job_id: str, unreadable: Mapping[str, StatusQueryError]) -> JobReport:
+        """A job that PBS does not know, or whose answer cannot be read while others' can."""
+        if job_id in unreadable:
+            since = self._unreadable_since.setdefault(job_id, time.monotonic())
+            if time.monotonic() - since < self.statusTimeout:
+                logger.warning(f"Deployment {self.deployment_name}: {job_id}: {unreadable[job_id]}")
+                return JobReport(state="RUNNING")
+        return JobReport(state="UNKNOWN")
+
+    async def _qstat_alone(self, job_id: str, location: ExecutionLocation) -> dict[str, Job]:
+        """Ask about one job; as text, where its JSON cannot be read."""
+        try:
+            return await self._qstat([job_id], location)
+        except UnreadableAnswerError:
+            return await self._qstat([job_id], location, form=())
+
+    async def _qstat(
+        self,
+        job_ids: Collection[str],
+        location: ExecutionLocation,
+        form: Sequence[str] = ("-F", "json"),
+    ) -> dict[str, Job]:
+        answer, status = await self._ask(location, "qstat", "-x", "-f", *form, *job_ids)
+        if NO_HISTORY in answer:
+            raise NoHistoryError(
+                f"Deployment {self.deployment_name}: this PBS server keeps no job history, so "
+                f"nobody can know how a job ended; ask the site for `job_history_enable=True`"
+            )
+        try:
+            jobs = jobs_of(answer)
+        except CrossFLError as error:
+            raise UnreadableAnswerError(f"`qstat` ended with {status}: {error}") from error
+        if not jobs and NO_SUCH_JOB not in answer:
+            raise StatusQueryError(f"`qstat` ended with {status}, no job: {brief(answer)}")
+        return jobs
 
     async def _remove_jobs(self, location: ExecutionLocation, jobs: MutableSequence[str]) -> None:
         answer, status = await self._ask(location, "qdel", *jobs, seconds=CANCEL_SECONDS)

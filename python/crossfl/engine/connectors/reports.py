@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from streamflow.core.exception import WorkflowExecutionException
 
-from crossfl.protocol.text import printable
+from crossfl.protocol.text import ELLIPSIS, printable
 
 ADVICE = {
     "BOOT_FAIL": "a node did not boot; run it again, and tell the site if it happens twice",
@@ -101,6 +101,7 @@ def brief(answer: str, longest: int = 200) -> str:
     return printable((answer.strip().splitlines() or ["nothing"])[-1].strip(), longest=longest)
 
 
-def joined(answer: str) -> str:
-    """All that a command printed, in one line."""
-    return printable(" ".join(answer.split()), longest=500)
+def joined(answer: str, longest: int = 500) -> str:
+    """What a command printed, in one line; of a long answer the end, for greetings come first."""
+    line = printable(" ".join(answer.split()))
+    return line if len(line) <= longest else ELLIPSIS + line[1 - longest :]

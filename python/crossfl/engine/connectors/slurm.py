@@ -34,8 +34,8 @@ AWAY = re.compile(
 """A controller that is down or overloaded."""
 UNANSWERED = re.compile("timed out on send/recv|Zero Bytes were transmitted", re.IGNORECASE)
 """One that may have taken the job all the same."""
-FULL = re.compile(r"MaxSubmit\w*Limit|job submit limit", re.IGNORECASE)
-"""As many jobs as the association, or the QOS, may have."""
+FULL = re.compile(r"MaxSubmit\w*Limit")
+"""As many jobs as the association, or the QOS, may have; the line after it names all limits."""
 REFUSED = re.compile(r"^sbatch: (error|fatal):", re.MULTILINE)
 
 
