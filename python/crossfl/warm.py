@@ -1,11 +1,13 @@
 """The process that has the imports of every step and forks them; `engine.forkserver` starts it."""
 
+import contextlib
 import importlib
 import os
 import sys
 from pathlib import Path
 
 from crossfl import cli
+from crossfl.engine.forkserver import step
 from crossfl.engine.forkserver.server import Server
 
 MODULES = (
@@ -17,8 +19,9 @@ MODULES = (
     "crossfl.steps.evaluate",
     "crossfl.steps.aggregate",
     "crossfl.steps.report",
+    "transformers.models.llama.modeling_llama",
 )
-"""The steps, and what they import once they have refused what is cheap to refuse."""
+"""The steps, what they import once they have refused what is cheap to refuse, and a usual model."""
 
 
 def main() -> int:
@@ -26,10 +29,21 @@ def main() -> int:
     server = Server(engine=int(sys.argv[1]), listener=int(sys.argv[2]))
     for module in MODULES:
         importlib.import_module(module)
+    _compile_patterns()
     if not _forks_whole():
         server.end()
     server.serve()
-    return cli.main()
+    status = cli.main()
+    step.leave(status)
+    return status
+
+
+def _compile_patterns() -> None:
+    """Have transformers make what it would for the first model that it loads: 900 patterns."""
+    with contextlib.suppress(ImportError):  # in another version it is made elsewhere
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("llama")
 
 
 def _forks_whole() -> bool:

@@ -25,7 +25,8 @@ from crossfl.engine.forkserver.server import MOST
 from crossfl.protocol.variables import FORKSERVER
 from tests.support.paths import ROOT
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 PROBE = "tests.support.probe"
 SECONDS = 10.0
 
@@ -98,6 +99,8 @@ WARM = "print(WARM); "
         ("import os; os.abort()", -signal.SIGABRT),
         ("import os; os._exit(255)", 255),
         ("import atexit; atexit.register(print, 'left')", 0),
+        ("import threading; threading.Timer(0.2, print, ['late']).start()", 0),
+        ("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('lost')", 120),
     ],
 )
 def test_ends_as_a_cold_step_does(server: ForkServer, code: str, status: int) -> None:

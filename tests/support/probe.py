@@ -5,6 +5,7 @@ With the arguments of `crossfl.warm` it is the server of such commands, without 
 
 import sys
 
+from crossfl.engine.forkserver import step
 from crossfl.engine.forkserver.client import run_warm
 from crossfl.engine.forkserver.server import Server
 
@@ -19,6 +20,8 @@ def main() -> int:
     else:
         warm = False
     exec(sys.argv[1], {"WARM": warm})  # noqa: S102
+    if warm:
+        step.leave(0)
     return 0
 
 
