@@ -1,7 +1,7 @@
 """Small federations on disk, made without a model library."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from crossfl.server.rounds import aggregate
 from crossfl.storage import delta, encodings, manifest
 from crossfl.storage.checkpoint import Tensors, slots
 from crossfl.storage.model_settings import ADAPTER_CONFIG, LORA
+from crossfl.storage.tensorfile import metadata_of
 from crossfl.storage.weight_files import ADAPTER, SINGLE
 
 Values = dict[str, Tensor]
@@ -31,8 +32,8 @@ STARTED = 1_700_000_000.0
 class Federation:
     """A global model and a server state in a folder, and updates for its first round.
 
-    `shards` are the files of the model; `rules` are fields of the aggregation record. With
-    `adapted`, the model is an adapter.
+    `shards` are the files of the model, `buffers` those of their tensors that are no parameters;
+    `rules` are fields of the aggregation record. With `adapted`, the model is an adapter.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Federation:
         folder: Path,
         shards: list[Values] | Values,
         adapted: bool = False,
+        buffers: Collection[str] = (),
         **rules: Any,
     ) -> None:
         self.folder = folder
         self.model, self.state = folder / "model", folder / "state"
         self.aggregation = Aggregation(**rules)
         self.shards = [shards] if isinstance(shards, dict) else shards
+        self.buffers = buffers
         self._single = ADAPTER if adapted else SINGLE
         self.model.mkdir(parents=True)
         self.state.mkdir()
@@ -55,7 +58,8 @@ class Federation:
             (self.model / ADAPTER_CONFIG).write_text(json.dumps(settings))
             (self.model / LORA).write_text("{}")
         for number, shard in enumerate(self.shards, 1):
-            save_file(shard, self.model / self._name(number), metadata={"format": "pt"})
+            metadata = metadata_of(shard.keys() & set(buffers))
+            save_file(shard, self.model / self._name(number), metadata=metadata)
         if len(self.shards) > 1:
             index = {n: self._name(i) for i, s in enumerate(self.shards, 1) for n in s}
             text = json.dumps({"weight_map": index})
@@ -101,7 +105,8 @@ class Federation:
         if values is not None:
             for number, shard in enumerate(self.floats(), 1):
                 file = path / delta.file_name(self._name(number))
-                delta.write(file, {n: values[n] for n in shard}, encodings.of(coding, 0.05))
+                mine = {n: values[n] for n in shard}
+                delta.write(file, mine, encodings.of(coding, 0.05), buffers=self.buffers)
         self.seal(path, facility, **fields)
         return path
 

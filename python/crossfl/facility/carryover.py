@@ -103,8 +103,8 @@ class Residual:
         if self._carried.before is None:
             return None
         residual = TensorFile(self._carried.before / base.path.name)
-        floats = {n: e.shape for n, e in base.entries.items() if e.dtype.is_floating_point}
-        if {name: entry.shape for name, entry in residual.entries.items()} != floats:
+        expected = {name: entry.shape for name, entry in base.parameters().items()}
+        if {name: entry.shape for name, entry in residual.entries.items()} != expected:
             raise CrossFLError(
                 f"{residual.path} is of another model: remove {self._carried.folder}"
             )

@@ -131,7 +131,7 @@ def admit(
             signature.check(path, stated.facility, signers)
             check_base(stated, state, late)
             _check_files(stated, weights)
-            delivered = Delta(path)
+            delivered = Delta(path, weights.buffers)
             delivered.check(weights.floats())
             known = asked_for or members.get(stated.facility)
             version = late.version if late else state.updates

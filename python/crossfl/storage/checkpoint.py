@@ -1,19 +1,29 @@
 """Tensors in several safetensors files, laid out in a directory as Hugging Face does."""
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
-from crossfl.storage.tensorfile import Entry, TensorFile
-from crossfl.storage.weight_files import weight_files
+from crossfl.storage.files import write_json
+from crossfl.storage.model_settings import CONFIG
+from crossfl.storage.tensorfile import Entry, TensorFile, Writer, metadata_of
+from crossfl.storage.weight_files import INDEX, weight_files
+
+REWRITTEN = 1 << 22
+"""Elements that are rewritten at a time."""
 
 
 class Tensors(Mapping[str, Tensor]):
     """The tensors of one or several safetensors files, mapped, by sorted name.
 
-    What is handed out are views of the files, which must not be written.
+    What is handed out are views of the files, which must not be written. `buffers` are the names
+    of the tensors that are no parameters: they are averaged, and never optimized.
 
     Example:
         >>> weights = Tensors.of_model(Path("global_model"))
@@ -23,6 +33,7 @@ class Tensors(Mapping[str, Tensor]):
 
     def __init__(self, paths: list[Path]) -> None:
         self.files = [TensorFile(path) for path in paths]
+        self.buffers = frozenset(name for file in self.files for name in file.buffers)
         self.file_of: dict[str, TensorFile] = {}
         for file in self.files:
             for name in file.entries:
@@ -52,6 +63,42 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.file_of)
+
+
+def rewrite(
+    directory: Path,
+    dtypes: Mapping[str, torch.dtype],
+    buffers: Collection[str],
+    config_dtype: str | None = None,
+) -> None:
+    """Write the weights of a model folder anew, in other dtypes or with other buffers.
+
+    Args:
+        directory: the folder.
+        dtypes: dtype of each tensor that is to be rounded; the others stay.
+        buffers: names of all tensors that are buffers.
+        config_dtype: the `dtype` that `config.json` is to name; unset, it stays.
+    """
+    total = 0
+    for file in Tensors.of_model(directory).files:
+        layout = {
+            name: (dtypes.get(name, entry.dtype), entry.shape)
+            for name, entry in file.entries.items()
+        }
+        partial = file.path.with_suffix(".partial")
+        with Writer(partial, layout, metadata_of(file.entries.keys() & buffers)) as writer:
+            for name, entry in file.entries.items():
+                for start in range(0, entry.elements, REWRITTEN):
+                    count = min(REWRITTEN, entry.elements - start)
+                    writer.write(file.span(name, start, count).to(layout[name][0]))
+        partial.rename(file.path)
+        total += sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout.values())
+    changes: dict[str, dict[str, Any]] = {INDEX: {"metadata": {"total_size": total}}}
+    if config_dtype is not None:
+        changes[CONFIG] = {"dtype": config_dtype}
+    for name, values in changes.items():
+        if (path := directory / name).is_file():
+            write_json(path, json.loads(path.read_text(encoding="utf-8")) | values)
 
 
 def slots(directory: Path) -> dict[str, Tensors]:

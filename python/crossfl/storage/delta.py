@@ -1,7 +1,7 @@
 """The delta of an update: written at a facility, read cell by cell where it is averaged."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,16 +15,23 @@ from crossfl.storage.tensorfile import PLAIN, Entry, TensorFile, Writer
 
 PATTERN = "delta*.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+UNCHANGED = encodings.ENCODINGS["fp32"]
+"""The encoding of buffers, whatever that of the parameters: a variance must not become negative."""
 
 
 class Delta:
     """The delta files of one update, mapped.
 
+    Args:
+        directory: where they lie.
+        buffers: names of the model's tensors that are no parameters: they travel as they are.
+
     Raises:
         CrossFLError: a file is not valid safetensors, or its encoding is not known.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, buffers: Collection[str] = ()) -> None:
+        self._buffers = buffers
         self.tensors = Tensors(sorted(directory.glob(PATTERN)))
         self._encodings: dict[Path, Encoding] = {}
         for file in self.tensors.files:
@@ -89,6 +96,8 @@ class Delta:
 
     def _encoding_of(self, name: str) -> Encoding:
         """The encoding of the file that holds the parameter, found by its first part."""
+        if name in self._buffers:
+            return UNCHANGED
         for suffix in ("", encodings.TopK.suffixes[0]):
             if file := self.tensors.file_of.get(name + suffix):
                 return self._encodings[file.path]
@@ -101,7 +110,11 @@ def file_name(weights: str) -> str:
 
 
 def write(
-    path: Path, delta: Mapping[str, Tensor], coding: Encoding, residual: Path | None = None
+    path: Path,
+    delta: Mapping[str, Tensor],
+    coding: Encoding,
+    residual: Path | None = None,
+    buffers: Collection[str] = (),
 ) -> str:
     """Write one file of a delta; its sha256.
 
@@ -110,17 +123,20 @@ def write(
         delta: fp32 tensors, any mapping that makes them when they are asked for.
         coding: how to write them.
         residual: file for what the encoding loses, fp32; unset, it is forgotten.
+        buffers: names of those that are no parameters, and are written as they are.
 
     Raises:
         CrossFLError: a number is not finite.
     """
     layout = {}
     shapes = {name: tuple(delta[name].shape) for name in delta}
+    codings = {name: UNCHANGED if name in buffers else coding for name in shapes}
     for name, shape in shapes.items():
-        totals = coding.totals(torch.Size(shape).numel())
-        for suffix, dtype, total in zip(coding.suffixes, coding.dtypes, totals, strict=True):
-            layout[name + suffix] = (dtype, shape if isinstance(coding, Plain) else (total,))
-    lost = {name: (torch.float32, shape) for name, shape in shapes.items()}
+        used = codings[name]
+        totals = used.totals(torch.Size(shape).numel())
+        for suffix, dtype, total in zip(used.suffixes, used.dtypes, totals, strict=True):
+            layout[name + suffix] = (dtype, shape if isinstance(used, Plain) else (total,))
+    lost = {name: (torch.float32, shape) for name, shape in shapes.items() if name not in buffers}
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(Writer(path, layout, {**PLAIN, **coding.metadata()}))
         rest = stack.enter_context(Writer(residual, lost)) if residual else None
@@ -129,14 +145,14 @@ def write(
             if not flat.isfinite().all():
                 raise CrossFLError(f"the delta of {name!r} has values that are not finite")
             cells = torch.split(flat, CELL) if len(flat) else ()
-            encoded = [coding.encode(cell) for cell in cells]
+            encoded = [codings[name].encode(cell) for cell in cells]
             floats = (p for parts in encoded for p in parts if p.is_floating_point())
             if not all(part.isfinite().all() for part in floats):
                 raise CrossFLError(f"the delta of {name!r} has values too large for its encoding")
             for pieces in zip(*encoded, strict=True):
                 for piece in pieces:
                     file.write(piece)
-            if rest:
+            if rest and name in lost:
                 for cell, parts in zip(cells, encoded, strict=True):
                     rest.write(cell - coding.decode(parts, len(cell)))
     return file.sha256
@@ -148,7 +164,7 @@ class Difference(Mapping[str, Tensor]):
     Args:
         local: the weights after training, by the names of the checkpoint.
         base: a file of the model that training started from.
-        residual: what earlier deltas lost, to be added; unset, nothing.
+        residual: what earlier deltas lost of parameters, to be added; unset, nothing.
     """
 
     def __init__(
@@ -159,7 +175,9 @@ class Difference(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         difference = self._local[name].float() - self._base.tensor(name).float()
-        return difference.add_(self._residual.tensor(name)) if self._residual else difference
+        if self._residual is None or name in self._base.buffers:
+            return difference
+        return difference.add_(self._residual.tensor(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +45,8 @@ ALIGNMENT = 64
 faster than those that lie across two lines."""
 PLAIN = {"format": "pt"}
 """The metadata that `from_pretrained` asks for."""
+BUFFERS = "buffers"
+"""Where the metadata of a model's file list its buffers: their names, as a JSON array."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Layout:
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    buffers: frozenset[str]
 
 
 _LAYOUTS: WeakValueDictionary[tuple[bytes, int], Layout] = WeakValueDictionary()
@@ -77,7 +80,8 @@ _LAYOUTS: WeakValueDictionary[tuple[bytes, int], Layout] = WeakValueDictionary()
 class TensorFile:
     """The tensors of one file, mapped and not read: memory is the page cache's.
 
-    `entries` are in the order of the data.
+    `entries` are in the order of the data. `buffers` are the names of those that are no parameters,
+    as running statistics are: they are averaged, and never optimized.
 
     Example:
         >>> file = TensorFile(Path("global_model/model.safetensors"))
@@ -101,7 +105,16 @@ class TensorFile:
         except (OSError, ValueError, RecursionError) as error:
             raise CrossFLError(f"{path} is not a valid safetensors file: {error}") from None
         self.entries, self.metadata = self._layout.entries, self._layout.metadata
+        self.buffers = self._layout.buffers
         self._bytes = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
+
+    def parameters(self) -> dict[str, Entry]:
+        """The floating-point tensors that are no buffers."""
+        return {
+            name: entry
+            for name, entry in self.entries.items()
+            if entry.dtype.is_floating_point and name not in self.buffers
+        }
 
     def span(self, name: str, start: int, count: int) -> Tensor:
         """Elements `start` to `start + count`, flat; a view that must not be written."""
@@ -220,6 +233,11 @@ class Writer:
             raise ValueError(f"{self.path}: {self._written} of {self.size} bytes were written")
 
 
+def metadata_of(buffers: Collection[str]) -> dict[str, str]:
+    """The metadata of a model's file that has these buffers."""
+    return {**PLAIN, BUFFERS: json.dumps(sorted(buffers))} if buffers else dict(PLAIN)
+
+
 def _bytes(piece: Tensor) -> memoryview:
     if not piece.numel():
         return memoryview(b"")
@@ -254,7 +272,16 @@ def _parse(header: bytes, size: int) -> Layout:
         position = entry.end
     if position != size:
         raise ValueError(f"the data end at byte {position}, the file at {size}")
-    return Layout(ordered, metadata)
+    return Layout(ordered, metadata, _buffers(metadata.get(BUFFERS, "[]"), entries))
+
+
+def _buffers(text: str, entries: Mapping[str, Entry]) -> frozenset[str]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its buffers are not an array of names")
+    if unknown := sorted(set(names) - entries.keys()):
+        raise ValueError(f"it lists the buffer {unknown[0]!r}, which it does not hold")
+    return frozenset(names)
 
 
 def _entry(name: str, fields: Any, base: int) -> Entry:

@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ from crossfl.storage import checkpoint, manifest
 from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.encodings import CELL
 from crossfl.storage.files import link
-from crossfl.storage.tensorfile import TensorFile, Writer
+from crossfl.storage.tensorfile import TensorFile, Writer, metadata_of
 
 MODEL = "model"
 NARROW = CELL // 8
@@ -94,6 +94,7 @@ class Averaging:
             raise ValueError(f"a piece of {piece} elements is not a multiple of {CELL}")
         self.updates = list(updates)
         self.coefficients: list[float] = []
+        self._buffer_coefficients: list[float] = []
         self.norms: dict[str, float] = {}
         self._folder, self._weights, self._state = folder, weights, state
         self._threads, self._piece, self._buffers = threads, piece, Buffers()
@@ -127,6 +128,9 @@ class Averaging:
         steps = [update.normalising_steps for update in self.updates]
         statistics = UpdateStatistics(shares, steps, self._num_byzantine, self._products)
         self.coefficients = self._rule.coefficients(statistics)
+        # Statistics of the data do not grow with the steps, so they are not divided by them.
+        alike = replace(statistics, steps=[1.0] * len(steps))
+        self._buffer_coefficients = self._rule.coefficients(alike)
 
     def write(self, model: Path, state: Path) -> dict[str, str]:
         """Write the tensor files of the next model and state; the sha256 of each, by its name.
@@ -255,8 +259,16 @@ class Averaging:
         return outcome
 
     def _applied(self, name: str, start: int, delta: Tensor) -> dict[str, Tensor]:
-        """The server optimizer's step for a cell, by slot: all it needs is in the nearest cache."""
+        """The server optimizer's step for a cell, by slot: all it needs is in the nearest cache.
+
+        A buffer is not optimized: it moves by the delta. It is remembered in the precision in which
+        it travels, since the next deltas are differences to what travelled.
+        """
         old = {s: family.span(name, start, len(delta)) for s, family in self._slots.items()}
+        if name in self._weights.buffers:
+            dtype = self._weights.file_of[name].entries[name].dtype
+            moved = (old.pop(MASTER) + delta).to(dtype).float()
+            return {MODEL: moved, MASTER: moved, **old}
         master, slots = self._optimizer.apply(old.pop(MASTER), delta, old, self._state.aggregation)
         return {MODEL: master, MASTER: master, **slots}
 
@@ -266,14 +278,17 @@ class Averaging:
         if self._rule.coordinatewise or not all(u.delta.viewed(name) for u in updates):
             return None
         deltas = [update.delta.span(name, piece.start, piece.count) for update in updates]
-        return WeightedSum(deltas, self.coefficients)
+        return WeightedSum(deltas, self._coefficients_of(name))
+
+    def _coefficients_of(self, name: str) -> list[float]:
+        return self._buffer_coefficients if name in self._weights.buffers else self.coefficients
 
     def _combined(
         self, name: str, start: int, count: int, out: Tensor, outcome: PieceResult
     ) -> Tensor:
         """The combined delta of a cell, fp32 [count], in `out` or not; the updates are measured."""
         deltas, broken = self._deltas(name, start, count)
-        total = WeightedSum(deltas, self.coefficients)
+        total = WeightedSum(deltas, self._coefficients_of(name))
         total.into(out)
         outcome.measure(total.squares(), broken)
         if coordinatewise := self._rule.coordinatewise:
@@ -315,12 +330,9 @@ class Averaging:
     def _writers_of(self, file: TensorFile, model: Path, state: Path) -> dict[str, Writer]:
         """Writers for a file of the model and for those of the state that go with it, by slot."""
         layout = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-        floats = {
-            name: (torch.float32, shape)
-            for name, (dtype, shape) in layout.items()
-            if dtype.is_floating_point
-        }
-        writers = {MODEL: Writer(model / file.path.name, layout, reserve=True)}
+        floats = {n: (torch.float32, s) for n, (d, s) in layout.items() if d.is_floating_point}
+        metadata = metadata_of(file.buffers)
+        writers = {MODEL: Writer(model / file.path.name, layout, metadata, reserve=True)}
         for slot in self._families(file):
             writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats, reserve=True)
         return writers
