@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda _: ["initialise", "--rounds", "1", *CONFIG, "--tokenizer", "nothing"],
         "nothing has no tokenizer_config.json",
     ),
-    "wrong tokenizer size": (_small_vocabulary, "384 tokens, the model's vocab_size is 100"),
+    "wrong tokenizer size": (_small_vocabulary, "259 tokens, the model's vocab_size is 100"),
     "model folder without config": (_model_without_config, "has no config.json"),
     "pickled weights": (_pickled_model, "pickled weights are never read"),
     "corrupt safetensors": (_corrupt_model, "is not a valid safetensors file"),

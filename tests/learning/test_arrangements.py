@@ -1,6 +1,8 @@
 """However a batch is spread over ranks, micro-batches and rows, it is the same batch."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from crossfl.protocol import variables
 from crossfl.protocol.records import Task, Training
 from crossfl.steps.train import train
 from tests.support.paths import DATA, ROUND
-from tests.support.processes import Run, losses, train_there
+from tests.support.processes import Run, flags, losses, train_there
 
 TRAINING = Training(
     batch_size=8, sequence_length=48, learning_rate=0.01, threads=1, schedule="cosine"
@@ -201,3 +203,24 @@ def test_a_model_can_be_compiled(long: Task) -> None:
     with torch.compiler.set_stance("force_eager"):
         found = _trained(few, compile=True)
     assert found.losses == _trained(few).losses
+
+
+@pytest.mark.slow
+def test_the_record_decides_and_no_variable_of_accelerate(task: Task, tmp_path: Path) -> None:
+    """A user's environment may say how accelerate is to train, for other programs."""
+    training = Training(batch_size=4, sequence_length=48, threads=1)
+    train(ROUND / "global_model", task, training, tmp_path / "here")
+    command = [sys.executable, "-m", "crossfl", "train", "--outdir", str(tmp_path / "there")]
+    said = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+    }
+    subprocess.run(
+        [*command, "--global-model", str(ROUND / "global_model"), *flags(task, training)],
+        env={**os.environ, **said},
+        check=True,
+    )
+    deltas = [tmp_path / n / "update" / "delta.safetensors" for n in ("here", "there")]
+    assert deltas[0].read_bytes() == deltas[1].read_bytes()

@@ -15,9 +15,11 @@ from crossfl.learning import datasets, lora
 from crossfl.learning.models.loading import load
 from crossfl.protocol import variables
 from crossfl.protocol.manifest import ModelManifest
-from crossfl.protocol.records import Aggregation, Lora, Training
+from crossfl.protocol.records import Aggregation, Lora, Task, Training
+from crossfl.server import state as server_state
 from crossfl.simulation.simulate import rounds, simulate
 from crossfl.steps.initialise import initialise
+from crossfl.steps.train import train
 from crossfl.storage import manifest
 from crossfl.storage.job import Job
 from crossfl.storage.weight_files import weights_digest
@@ -153,6 +155,65 @@ def test_bad_adapters_are_refused(
     with pytest.raises(CrossFLError, match=message):
         initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
         load(tmp_path / "out" / "global_model", TRAINING)
+
+
+def test_an_adapter_on_embeddings_learns(lora_job: Job, models: Path, tmp_path: Path) -> None:
+    """Of an embedding it is B that peft draws; both zero would stay so for ever."""
+    assert lora_job.lora is not None
+    for factors, still in (("both", ()), ("b", (".lora_A.", "lora_embedding_B"))):
+        record = lora_job.lora.replace(target_modules=("embed_tokens", "q_proj"), factors=factors)
+        first = tmp_path / f"first-{factors}"
+        initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), first, record)
+        before = load_file(first / "global_model" / "adapter_model.safetensors")
+        (tmp_path / factors).mkdir()
+        job = dataclasses.replace(lora_job, lora=record, seed=0)
+        _, here = next(rounds(job, tmp_path / factors))
+        after = load_file(here / "global_model" / "adapter_model.safetensors")
+        drawn = {name for name, tensor in before.items() if tensor.any()}
+        assert {name for name in before if ".lora_A." in name or "embedding_B" in name} == drawn
+        assert before["base_model.model.model.embed_tokens.lora_embedding_B"].std() > 0.5
+        for name, tensor in before.items():
+            assert tensor.equal(after[name]) == any(part in name for part in still), name
+
+
+def test_adapters_that_get_no_gradient_are_refused(
+    lora_job: Job, models: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may compute with the weights of a layer, and never call the layer."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def bypassing(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        up = torch.nn.functional.linear(x, self.up_proj.weight)
+        down: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * up)
+        return down
+
+    record = lora_job.lora
+    assert record is not None
+    initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
+    base = server_state.load(tmp_path / "out" / "state").model
+    mine = task.replace(base=base, federation="f")
+    monkeypatch.setattr(LlamaMLP, "forward", bypassing)
+    with pytest.raises(CrossFLError, match=r"target_modules: the adapters on 'up_proj' get no"):
+        train(tmp_path / "out" / "global_model", mine, TRAINING, tmp_path / "update")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 2}, "the experts of a 'mixtral' are not"),
+        ({"model_type": "vit"}, "lora: 'vit' is an image classifier"),
+        ({"model_type": "t5"}, "'t5' .it is an encoder with a decoder"),
+    ],
+)
+def test_bases_that_take_no_such_adapter_are_refused(
+    config: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    record = LORA.replace(base_digest="0" * 64)
+    with pytest.raises(CrossFLError, match=message):
+        initialise(
+            None, tmp_path / "config.json", "bytes", 0, 1, Aggregation(), tmp_path / "out", record
+        )
 
 
 @pytest.mark.engine

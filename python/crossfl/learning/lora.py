@@ -8,6 +8,7 @@ weights are not those the federation began with is refused.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
+from crossfl.learning.ranks import norm
 from crossfl.protocol import variables
 from crossfl.protocol.records import Lora
 from crossfl.storage import checkpoint
@@ -25,13 +27,14 @@ from crossfl.storage.model_settings import LORA
 from crossfl.storage.weight_files import ADAPTER, weights_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 FILE = LORA
 MARK = ".lora_"
 """In the names of all that is the adapter's."""
-FROZEN = ".lora_A."
-"""In the names of the factors that do not learn where `factors` is `b`."""
+DRAWN = (".lora_A.", ".lora_embedding_B")
+"""In the names of the factors that are drawn; the other factor of each begins as zero. Of an
+embedding it is B, as in peft. Where `factors` is `b`, these do not learn."""
 
 
 def is_adapter(directory: Path) -> bool:
@@ -55,17 +58,19 @@ def base_of(directory: Path) -> Path:
     return folder
 
 
-def create(config: "PreTrainedConfig", lora: Lora, seed: int, directory: Path) -> None:
-    """Write an adapter that changes nothing yet: A at random from the seed, B zero.
+def create(base: "PreTrainedModel", lora: Lora, seed: int, directory: Path) -> None:
+    """Write an adapter that changes nothing yet: one factor of each pair at random, the other zero.
 
-    The base itself is not needed, only its configuration.
+    Args:
+        base: a language model as its configuration describes it; its weights are not needed.
+        lora: the adapter.
+        seed: seed of what is drawn.
+        directory: where to write.
 
     Raises:
         CrossFLError: the base has no such modules.
     """
     peft = _peft()
-    from transformers import AutoModelForCausalLM
-
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -75,21 +80,30 @@ def create(config: "PreTrainedConfig", lora: Lora, seed: int, directory: Path) -
         base_model_name_or_path=lora.base_model,
         inference_mode=True,
     )
+    base.name_or_path = lora.base_model  # or peft would take the name away
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config)
-        base.name_or_path = lora.base_model  # or peft would take the name away
         try:
             network = peft.get_peft_model(base, settings)
-        except ValueError as error:
-            raise CrossFLError(f"lora.target_modules: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # peft raises whatever a layer makes it
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CrossFLError(f"lora.target_modules: {reason}") from None
+    if whole := sorted(settings.target_parameters or ()):
+        raise CrossFLError(
+            f"lora.target_modules: the experts of a {base.config.model_type!r} are not adapted "
+            f"({', '.join(whole)}): name other layers, such as q_proj and v_proj"
+        )
     settings.save_pretrained(directory)
     generator = torch.Generator().manual_seed(seed)
     start = {}
     for name, tensor in sorted(_own(network).items()):
         start[name] = torch.zeros(tensor.shape)
-        if FROZEN in name:
-            bound = 1 / math.sqrt(tensor.shape[1])  # as peft's own, Kaiming with a = √5
+        if not _is_drawn(name):
+            continue
+        if DRAWN[0] in name:
+            bound = 1 / math.sqrt(tensor[0].numel())  # as peft's own, Kaiming with a = √5
             start[name].uniform_(-bound, bound, generator=generator)
+        else:
+            start[name].normal_(generator=generator)
     _write(start, directory)
     write_json(directory / FILE, lora.asdict())
 
@@ -113,9 +127,34 @@ def load(base: "PreTrainedModel", directory: Path) -> "PreTrainedModel":
         raise CrossFLError(f"the adapter in {directory} is not one of the base {lora.base_model}")
     if lora.factors == "b":
         for name, parameter in network.named_parameters():
-            if FROZEN in name:
+            if _is_drawn(name):
                 parameter.requires_grad_(False)
     return cast("PreTrainedModel", network)
+
+
+def check_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Check, after a backward pass, that adapters of every kind of layer got a gradient.
+
+    Of layers that share a name, as the experts of a mixture do, one is enough.
+
+    Args:
+        parameters: those that learn, by name; every rank has to ask.
+
+    Raises:
+        CrossFLError: a kind of layer got none, so its adapters would never learn.
+    """
+    kinds: dict[str, list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        if MARK in name:
+            gradients = kinds.setdefault(name.split(MARK)[0].rpartition(".")[2], [])
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
+    for kind, gradients in kinds.items():
+        if not gradients or not norm(gradients):
+            raise CrossFLError(
+                f"lora.target_modules: the adapters on {kind!r} get no gradient, and would never "
+                "learn: the model does not use these layers in training. Leave them out"
+            )
 
 
 def save(network: nn.Module, state: dict[str, Tensor] | None, directory: Path) -> bool:
@@ -124,6 +163,10 @@ def save(network: nn.Module, state: dict[str, Tensor] | None, directory: Path) -
         return False
     _write(_own(network, state), directory)
     return True
+
+
+def _is_drawn(name: str) -> bool:
+    return any(part in name for part in DRAWN)
 
 
 def _own(network: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

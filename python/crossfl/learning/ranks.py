@@ -6,6 +6,7 @@ can be tested.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,6 +23,9 @@ class Parallel:
     """This process among the ranks of its job."""
 
     def __init__(self, training: Training) -> None:
+        # The record decides how the model is trained, and no variable of the user's environment.
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
         # Without being told that there is no GPU, accelerate takes each rank for the only one.
         self._accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self._training = training

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from crossfl.learning import allocator, datasets, evaluation, lora
 from crossfl.learning.batching import Batch, batch_of, rows_of
 from crossfl.learning.disclosure import edge_losses
 from crossfl.learning.evaluation import Validation, summed_loss
-from crossfl.learning.models.loading import classes_of, load
+from crossfl.learning.models import probe
+from crossfl.learning.models.loading import classes_of, load, persistent_buffers
 from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
 from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
 from crossfl.learning.telemetry import accounting
@@ -93,6 +94,8 @@ class Trainer:
             valid, tokenizer, training, self._disclosure, classes_of(network)
         )
         self._model = self._parallel.wrap(network)
+        if tokenizer is not None:
+            probe.check(self._model, self._parallel, training)
         self._parameters = learning(self._parallel.unwrap(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
         self._anchors: list[Tensor] = []
@@ -227,7 +230,8 @@ class Trainer:
                 carried = self._residual.before(file) if self._residual else None
                 path = directory / delta.file_name(file.path.name)
                 rest = lost / file.path.name if lost else None
-                delta.write(path, Difference(local, file, carried), self._coding, rest)
+                difference = Difference(local, file, carried)
+                delta.write(path, difference, self._coding, rest, file.buffers)
         return sum(path.stat().st_size for path in directory.iterdir())
 
     def keep(self) -> None:
@@ -263,7 +267,7 @@ class Trainer:
             self._anchors = [p.detach().clone() for p in self._parameters.values()]
         if self._savepoint and (saved := self._savepoint.read()):
             families, counts = saved
-            self._load(families["model"])
+            self._load(families)
             restore(self._optimizer, self._parameters, families["optimizer"])
             return TrainingResult(**counts | {"noise": GradientNoise(**counts["noise"])})
         if self._carried and self._carried.before:
@@ -280,16 +284,22 @@ class Trainer:
                         parameter.add_(scatter_like(kept.tensor(ROUNDING + name), parameter))
         return TrainingResult()
 
-    def _load(self, weights: Tensors) -> None:
+    def _load(self, families: Mapping[str, Tensors]) -> None:
+        buffers = persistent_buffers(self._parallel.unwrap(self._model))
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(scatter_like(weights[name], parameter))
+            for name, tensor in [*self._parameters.items(), *buffers.items()]:
+                saved = families["model" if name in self._parameters else "buffers"]
+                tensor.copy_(scatter_like(saved[name], tensor))
 
     def _save(self, done: TrainingResult) -> None:
-        model = {name: gather_full(parameter) for name, parameter in self._parameters.items()}
-        optimizer = state_of(self._optimizer, self._parameters)
+        buffers = persistent_buffers(self._parallel.unwrap(self._model))
+        families = {
+            "model": {name: gather_full(p) for name, p in self._parameters.items()},
+            "optimizer": state_of(self._optimizer, self._parameters),
+            "buffers": {name: gather_full(b) for name, b in buffers.items()},
+        }
         if self._savepoint and self.leads:
-            self._savepoint.write({"model": model, "optimizer": optimizer}, done)
+            self._savepoint.write({name: f for name, f in families.items() if f}, done)
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's share of the samples of a step, in micro-batches; none after the last."""
@@ -321,6 +331,8 @@ class Trainer:
             total += loss.detach()
             if i == 0 and probes and batch.tokens:
                 first = norm(self._gradients()) * tokens / (parallel.number * batch.tokens)
+        if done.steps == 0 and tokens:
+            lora.check_gradients(self._parameters)
         self._coming = self._batches(done.steps + 1)  # while a GPU still computes
         summed = float(parallel.gather(float(total))[:, 0].sum())
         if not math.isfinite(summed):

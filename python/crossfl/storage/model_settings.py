@@ -164,7 +164,8 @@ def _check_config(path: Path) -> None:
             raise CrossFLError(f"{path}: {key} is no table of labels")
     for key, value in _walk(document):
         if key in NAMES:
-            if not isinstance(value, str) or not HUB_NAME.fullmatch(value) or Path(value).exists():
+            is_name = isinstance(value, str) and HUB_NAME.fullmatch(value)
+            if not is_name or (value and Path(value).exists()):
                 raise CrossFLError(f"{path}: {key} is {value!a:.80}: remove it")
         else:
             _check_reference(path, key, value)

@@ -7,6 +7,7 @@ how many pieces a long text has: the order of the samples follows from their num
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossfl.errors import CrossFLError
@@ -156,11 +157,10 @@ def encode(
 
 def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Token ids of a prompt that is to be completed; never none, even of an empty one."""
-    start, _ = _special(tokenizer)
     (ids,) = _tokenized([prompt], tokenizer)
     if isinstance(ids, CrossFLError):
         raise ids
-    return start + ids or [tokenizer.eos_token_id or 0]
+    return [*prefix(tokenizer), *ids] or [tokenizer.eos_token_id or 0]
 
 
 def any_chat(samples: Sequence[Sample]) -> bool:
@@ -168,11 +168,16 @@ def any_chat(samples: Sequence[Sample]) -> bool:
     return any(isinstance(sample, Chat) for sample in samples)
 
 
-def _special(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """What a text begins with, and what it ends in."""
-    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    start, end = ([] if token is None else [token] for token in tokens)
-    return start, end
+@lru_cache(maxsize=4)
+def prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """What the tokenizer itself puts before a text: a begin-of-sequence token, or nothing."""
+    bare, whole = (
+        tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True)
+    )
+    if not bare:
+        return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
+    starts = range(len(whole) - len(bare) + 1)
+    return tuple(whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)])
 
 
 def _text(
@@ -185,9 +190,8 @@ def _text(
         return prompt
     if isinstance(text, CrossFLError):
         return text
-    start, end = _special(tokenizer)
-    masked = start + (prompt if sample.prompt else [])
-    ids = masked + text + end
+    masked = [*prefix(tokenizer), *(prompt if sample.prompt else [])]
+    ids = masked + text + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
     if not ids:
         return CrossFLError("it has no token")
     if sample.prompt is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -43,7 +43,8 @@ def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedToke
     # Weights that do not learn need no more digits than the arithmetic; shards are of one dtype.
     halved = base and training.precision == "bf16" and training.sharding == "none"
     dtype = torch.bfloat16 if halved else torch.float32
-    model = load_weights(base or folder, dtype, training.attention)
+    # What a base has besides stays with the base: nothing of it is lost.
+    model = load_weights(base or folder, dtype, training.attention, whole=base is None)
     if base:
         model = lora.load(model, directory)
     if training.activation_checkpointing:
@@ -75,8 +76,27 @@ def classifies_images(config: PreTrainedConfig) -> bool:
 
 
 def kind_of(config: PreTrainedConfig) -> type[Any]:
-    """The class that makes a model of a configuration."""
-    return AutoModelForImageClassification if classifies_images(config) else AutoModelForCausalLM
+    """The class that makes a model of a configuration.
+
+    Raises:
+        CrossFLError: there is none that is trained here.
+    """
+    if classifies_images(config):
+        return AutoModelForImageClassification
+    kind = config.model_type
+    if config.get_text_config() is not config:
+        parts = ", ".join(sorted(name for name in config.sub_configs if hasattr(config, name)))
+        raise CrossFLError(
+            f"a multimodal model ({kind}: {parts}) is not supported, only a language model or an "
+            "image classifier by itself: take the language model of its family, if there is one"
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        encodes = " (it is an encoder with a decoder)" if config.is_encoder_decoder else ""
+        raise CrossFLError(
+            f"transformers has neither a causal language model nor an image classifier of the "
+            f"model type {kind!r}{encodes}: take a model of another type"
+        )
+    return AutoModelForCausalLM
 
 
 def load_tokenizer(view: Path, directory: Path) -> PreTrainedTokenizerBase:
@@ -100,14 +120,16 @@ def _unfit(what: str, directory: Path, view: Path, error: Exception) -> CrossFLE
 
 
 def load_weights(
-    folder: ModelFolder, dtype: torch.dtype | str, attention: str = "auto"
+    folder: ModelFolder, dtype: torch.dtype, attention: str = "auto", *, whole: bool = True
 ) -> PreTrainedModel:
     """A causal language model or image classifier, all of its weights from safetensors files.
 
-    Attention is computed as named; `auto` is the best that model and machine have.
+    Attention is computed as named; `auto` is the best that model and machine have. If `whole`, the
+    model has a place for every weight in the files.
 
     Raises:
-        CrossFLError: a weight is missing or of another shape, or the files are no such model.
+        CrossFLError: a weight is missing or of another shape, or has no place, or the files are no
+            such model.
     """
     directory = folder.path
     with folder.view() as view:
@@ -133,10 +155,21 @@ def load_weights(
             f"the model in {directory} lacks {lacking[0]} (and {len(lacking) - 1} more): "
             "its weights and its config.json are not of one model"
         )
+    if whole and (dropped := sorted(map(str, found["unexpected_keys"]))):
+        raise CrossFLError(
+            f"the model in {directory} has {dropped[0]} (and {len(dropped) - 1} more), for which "
+            f"{type(model).__name__} has no place: it would be lost. Save the model without it"
+        )
     # Completions are greedy, whatever generation_config.json came with the model.
     if model.can_generate():
         model.generation_config = GenerationConfig()
     return model
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's checkpoint that are no parameters, by their names in the model."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {name: buffers[name] for name in model.state_dict() if name in buffers}
 
 
 def classes_of(model: nn.Module) -> int | None:
