@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from crossfl import cli
+from crossfl.learning import evaluation
+from crossfl.learning.models.tokenizers import byte_tokenizer
 from crossfl.protocol.layout import MANIFEST
 from crossfl.protocol.manifest import EvaluationManifest
 from crossfl.protocol.records import Task, Training
@@ -74,3 +78,38 @@ def test_an_absent_evaluation_is_only_a_reason(task: Task, tmp_path: Path) -> No
     evaluation = manifest.verify(tmp_path / "evaluation", EvaluationManifest)
     assert (evaluation.status, evaluation.reason) == ("absent", "the disk is full")
     assert (evaluation.metrics, evaluation.completions) == (None, ())
+
+
+def test_a_score_that_fails_is_missing_alone(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is measured by then, and is delivered."""
+
+    def failing(*_: object) -> object:
+        raise IndexError("secret")
+
+    whole = evaluate(MODEL, task, TRAINING, WORDS, tmp_path / "whole")
+    monkeypatch.setattr(evaluation, "complete", failing)
+    lost = evaluate(MODEL, task, TRAINING, WORDS, tmp_path / "lost")
+    assert (lost.status, lost.completions) == ("complete", ())
+    assert whole.metrics is not None
+    assert lost.metrics == whole.metrics.replace(exact_match=None)
+    assert "what the model writes has no score: IndexError" in (lost.reason or "")
+    assert "the job's prompts are not completed: IndexError" in (lost.reason or "")
+    assert "secret" not in (lost.reason or "")
+
+
+def test_a_prompt_beyond_the_positions_loses_its_beginning() -> None:
+    """GPT-2 has a table of positions, and no place for a token more."""
+    config = GPT2Config(vocab_size=384, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    torch.manual_seed(0)
+    model, tokenizer = GPT2LMHeadModel(config).eval(), byte_tokenizer()
+    training = TRAINING.replace(max_new_tokens=8)
+    prompt = "".join(chr(ord("a") + i % 26) for i in range(60))
+    written = evaluation.complete(model, tokenizer, [prompt, prompt[-56:], "a"], training)
+    assert written[0] == written[1]
+    assert len(tokenizer(written[0]).input_ids) <= 8
+    many = training.replace(max_new_tokens=1000)
+    assert evaluation.complete(model, tokenizer, [prompt], many) == evaluation.complete(
+        model, tokenizer, [prompt[-32:]], many
+    )

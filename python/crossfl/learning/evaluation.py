@@ -269,10 +269,16 @@ def complete(
     prompts: Sequence[str],
     training: Training,
 ) -> list[str]:
-    """Greedy completions of the prompts, without the end-of-sequence token."""
+    """Greedy completions of the prompts, without the end-of-sequence token.
+
+    A prompt that leaves too few of the model's positions for what is to be written loses its
+    beginning; at least half of them are the prompt's.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    room = positions - min(training.max_new_tokens, positions // 2)
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encoded = [encode_prompt(prompt, tokenizer)[-room:] for prompt in prompts]
     texts: dict[int, str] = {}
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for start in range(0, len(by_length), training.batch_size):
@@ -288,7 +294,7 @@ def complete(
             out_BL = model.generate(  # type: ignore[operator]
                 input_ids=ids_BL.to(device),
                 attention_mask=mask_BL.to(device),
-                max_new_tokens=training.max_new_tokens,
+                max_new_tokens=min(training.max_new_tokens, positions - longest),
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=tokenizer.eos_token_id,

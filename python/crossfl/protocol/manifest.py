@@ -152,7 +152,7 @@ class EvaluationManifest(Manifest, frozen=True, kw_only=True, tag="evaluation", 
     round: Annotated[Natural, doc("Rounds that the model has behind it.")]
     model: Annotated[Digest, doc("Digest of the model that was evaluated.")]
     status: Annotated[Literal["complete", "absent"], doc("Whether there is an evaluation.")]
-    reason: Annotated[Reason | None, doc("Why there are no metrics.")] = None
+    reason: Annotated[Reason | None, doc("Why there are no metrics, or not all of them.")] = None
     metrics: Annotated[
         Metrics | None, doc("Metrics on the validation data; none with a reason.")
     ] = None

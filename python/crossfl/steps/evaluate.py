@@ -35,7 +35,8 @@ def evaluate(
     Where samples have a prompt, the model completes it, greedily. Exact match is the share of
     completions that are, character by character, those in the data; each task has the scores of
     its own metric besides (`scoring`). Writing takes most of the time, and `match=False` leaves it
-    out. The completions recorded are those of `prompts`, which the job file names.
+    out. The completions recorded are those of `prompts`, which the job file names. Where writing or
+    scoring fails, its scores are missing, with a reason, and what was measured is delivered.
 
     Raises:
         CrossFLError: this is not the task's facility, or model or dataset are unfit.
@@ -45,9 +46,10 @@ def evaluate(
     with Progress(facility=task.facility) as progress:
         progress("load")
         check_base(model, task)
-        metrics, completions, notices = _measure(model, folder, training, prompts, match)
-        for notice in notices:
+        metrics, completions, notices, failures = _measure(model, folder, training, prompts, match)
+        for notice in (*notices, *failures):
             progress("load", message=notice)
+        reason = notices[0] if metrics is None else "; ".join(failures)
         seconds = time.monotonic() - begun
         progress(
             "evaluated",
@@ -61,7 +63,7 @@ def evaluate(
             EvaluationManifest(
                 **_heading(task),
                 status="complete",
-                reason=notices[0] if metrics is None else None,
+                reason=printable(reason, longest=LONGEST_REASON) if reason else None,
                 metrics=metrics,
                 completions=completions,
                 seconds=round(seconds, 3),
@@ -100,8 +102,10 @@ def _heading(task: Task) -> dict[str, Any]:
 
 def _measure(
     model: Path, folder: Path, training: Training, prompts: Sequence[str], match: bool
-) -> tuple[Metrics | None, tuple[Completion, ...], list[str]]:
-    """The metrics of a model, what it writes behind the prompts, and why either is not given."""
+) -> tuple[Metrics | None, tuple[Completion, ...], list[str], list[str]]:
+    """The metrics of a model, what it writes behind the prompts, why either is not given, and what
+    has failed.
+    """
     disclosure = place.disclosure()
 
     # They build models: what is cheap to refuse has been refused before.
@@ -116,20 +120,28 @@ def _measure(
     classes = classes_of(network)
     validation = evaluation.Validation(samples, tokenizer, training, disclosure, classes)
     metrics = validation.measure(network)
+    failures: list[str] = []
     usable = validation.usable
     prompted = [s for s in usable if isinstance(s, datasets.Text) and s.prompt is not None]
     if match and metrics and prompted and tokenizer:
-        written = evaluation.complete(
-            network, tokenizer, [s.prompt or "" for s in prompted], training
+        asked = [s.prompt or "" for s in prompted]
+        try:
+            written = evaluation.complete(network, tokenizer, asked, training)
+            least = disclosure.min_samples
+            metrics = scoring.score_completions(metrics, written, prompted, kinds, least)
+        except Exception as error:  # of a library, or for want of memory: the loss is measured
+            failures.append(f"what the model writes has no score: {failure.reason_of(error)}")
+    completions: Sequence[Completion] = ()
+    refusal: str | None = None
+    try:
+        completions, refusal = evaluation.complete_prompts(
+            network, tokenizer, prompts, training, disclosure
         )
-        least = disclosure.min_samples
-        metrics = scoring.score_completions(metrics, written, prompted, kinds, least)
-    completions, refusal = evaluation.complete_prompts(
-        network, tokenizer, prompts, training, disclosure
-    )
+    except Exception as error:
+        failures.append(f"the job's prompts are not completed: {failure.reason_of(error)}")
     notices = [notice for notice in (validation.withheld, refusal) if notice]
     notices += datasets.left_out(samples.bad, "the dataset")
-    return metrics, tuple(completions), notices
+    return metrics, tuple(completions), notices, failures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

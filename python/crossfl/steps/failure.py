@@ -52,7 +52,7 @@ def handled(
             absent(task, reason, delivery.parent)
 
 
-def reason_of(error: Exception, policy: str) -> str:
+def reason_of(error: Exception, policy: str = "absent") -> str:
     """Why the facility is absent; where failures stop the step, the error goes on instead.
 
     Words of our own may leave the facility. Of any other error, whose text may quote the data, only

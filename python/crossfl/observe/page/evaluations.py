@@ -82,6 +82,8 @@ def summary(facility: str, evaluation: EvaluationManifest | NotEvaluated) -> str
         score = getattr(metrics, name)
         if score is not None:
             parts.append(f"{name.replace('_', ' ')} {number(score, form)}")
+    if evaluation.reason:
+        parts.append(text(evaluation.reason))
     return ", ".join(parts)
 
 
