@@ -1,7 +1,9 @@
 """The default federation for real: what `make run` leaves, and what each facility learns alone."""
 
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,20 @@ def test_the_model_is_a_hugging_face_checkpoint(results: Path) -> None:
     assert len(tokenizer) <= model.config.vocab_size
     assert (results / "report.html").read_text().rstrip().endswith("</html>")
     assert len((results / "history.jsonl").read_text().splitlines()) == 12
+
+
+def test_the_code_of_the_readme_writes_what_was_evaluated(results: Path, tmp_path: Path) -> None:
+    """Plain transformers: the tokenizer puts nothing behind a prompt."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "results").symlink_to(results)
+    words = [sys.executable, "-c", block]
+    printed = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    evaluation = json.loads((results / "evaluation.json").read_text())
+    for facility in evaluation["facilities"].values():
+        written = [pair["prompt"] + pair["completion"] for pair in facility["completions"]]
+        assert printed.stdout.splitlines() == written
+        assert len(written) == 4
 
 
 def test_a_bare_run_leaves_the_same_model(results: Path, tmp_path: Path) -> None:
