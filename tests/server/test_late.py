@@ -10,11 +10,12 @@ import torch
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import LARGEST_INT
-from crossfl.protocol.records import Aggregation, Facility, Training
+from crossfl.protocol.records import Aggregation, Facility, Retention, Training
 from crossfl.protocol.state import FacilityLedger, ServerState
 from crossfl.server.merging import MOST_STALE
 from crossfl.server.planning.fixed import plan
 from crossfl.server.quorum import BelowQuorumError
+from crossfl.server.resume import resume
 from crossfl.server.rounds import Outcome, PassedThrough, Waiting, aggregate
 from tests.support.federation import (
     STARTED,
@@ -34,8 +35,10 @@ EARLY: dict[str, Any] = {"closes": "first", "weighting": "equal"}
 class Turns:
     """A federation of three, turn by turn; what facilities deliver is named by its task's round."""
 
-    def __init__(self, folder: Path, names: str = "abc", **rules: Any) -> None:
-        self.federation = Federation(folder, ZEROS, **rules)
+    def __init__(
+        self, folder: Path, names: str = "abc", adapted: bool = False, **rules: Any
+    ) -> None:
+        self.federation = Federation(folder, ZEROS, adapted, **rules)
         self.names = names
         self.bases = {1: self.federation.server.model}
         self.out = folder
@@ -381,3 +384,47 @@ def _model(turns: Turns) -> Path:
     folder.mkdir()
     (folder / "global_model").symlink_to(turns.federation.model)
     return folder
+
+
+def test_a_run_that_goes_on_knows_who_is_late(tmp_path: Path) -> None:
+    turns = Turns(tmp_path, **EARLY)
+    turns.turn(a=1, b="late", c="late")
+    rules = turns.state.aggregation
+    resume(turns.out, 9, rules, Retention(), tmp_path / "resumed")
+    turns.federation.go_on(tmp_path / "resumed")
+    assert (turns.state.updates, turns.state.towards) == (1, 1)
+    turns.turn(a="late", b="late", c=1)
+    assert facilities(turns.out)["c"].staleness == 1
+    with pytest.raises(CrossFLError, match="closes: first cannot go on with closes: all"):
+        resume(turns.out, 9, rules.replace(closes="all"), Retention(), tmp_path / "other")
+
+
+def test_a_late_adapter_counts_as_any_other(tmp_path: Path) -> None:
+    turns = Turns(tmp_path, adapted=True, quorum=1, weighting="equal")
+    turns.turn(a=1, b=1, c="late")
+    turns.turn(a="late", b="late", c=1)
+    assert facilities(turns.out)["c"].staleness == 1
+    assert torch.equal(master(turns.out)["w"], torch.full((6,), 2.0))
+
+
+def test_what_a_late_update_lost_in_its_encoding_is_not_lost(tmp_path: Path) -> None:
+    turns = Turns(tmp_path, quorum=1, weighting="equal")
+    turns.turn(a=1, b=1, c="late")
+    values = turns.federation.deltas(7)
+    stated = {"round": 1, "base": turns.bases[1]}
+    path = turns.federation.update("c", values, "int4", name="coded", **stated)
+    before = master(turns.out)["w"].clone()
+    turns.turn({"c": path}, a="late", b="late")
+    moved = master(turns.out)["w"] - before
+    assert torch.allclose(moved, values["w"], atol=float(values["w"].abs().max()) / 7)
+
+
+def test_a_norm_is_held_against_those_before_it_where_few_come_at_once(tmp_path: Path) -> None:
+    turns = Turns(tmp_path, **EARLY)
+    for number, name in enumerate("abab", 1):
+        turns.turn(**dict.fromkeys("abc", "late") | {name: number})
+    path = turns.federation.update("c", {"w": torch.full((6,), 50.0)}, name="large")
+    turns.turn({"c": path}, a="late", b=5)
+    refused = facilities(turns.out)["c"]
+    assert refused.status == "refused"
+    assert "more than 10 times the round's median" in (refused.reason or "")
