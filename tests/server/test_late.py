@@ -225,6 +225,14 @@ def test_first_goes_on_with_whoever_came(tmp_path: Path) -> None:
     assert facilities(turns.out)["c"].share == pytest.approx(3 / 7)  # of the cap, 1
 
 
+@pytest.mark.parametrize("seconds", [1e9, 1e-9, 0.1])
+def test_durations_that_a_facility_states_break_nothing(turns: Turns, seconds: float) -> None:
+    stated = dict.fromkeys(("queue", "load", "evaluate", "train", "save"), seconds)
+    turns.turn({"c": turns.delivery("c", 1, seconds=stated)}, a=1, b=1)
+    (timing,) = turns.state.ledger_of("c").timings
+    assert (timing.train, timing.load) == (seconds, pytest.approx(min(3 * seconds, 1e9)))
+
+
 def test_nobody_in_is_no_failure_where_jobs_go_on(tmp_path: Path) -> None:
     turns = Turns(tmp_path, **EARLY)
     before = dict(weights(_model(turns)))

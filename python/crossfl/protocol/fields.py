@@ -56,7 +56,8 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 """A number from 0 to below 1."""
 Loss = Annotated[float, Meta(ge=0, le=LARGEST_COUNT)]
 """A loss in nats per token."""
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+LONGEST_SECONDS = 1e9
+Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
 """A duration of at most 30 years."""
 Time = Annotated[float, Meta(ge=0, le=1e12)]
 """A moment, in seconds since 1970."""

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from crossfl.protocol.fields import LARGEST_COUNT
+from crossfl.protocol.fields import LARGEST_COUNT, LONGEST_SECONDS
 from crossfl.protocol.state import FacilityLedger, PastNorm, Timing
 from crossfl.server.admission import Update
 
@@ -19,7 +19,8 @@ def counted(
         before, stated = renewed.get(update.facility, FacilityLedger()), update.manifest
         past = PastNorm(norm=norms[update.facility], effective_steps=update.effective_steps)
         took = stated.seconds
-        timing = Timing(steps=stated.steps, train=took.train, load=took.working - took.train)
+        other = min(took.load + took.evaluate + took.save, LONGEST_SECONDS)
+        timing = Timing(steps=stated.steps, train=took.train, load=other)
         renewed[update.facility] = (
             before.with_norm(past)
             .with_timing(timing)

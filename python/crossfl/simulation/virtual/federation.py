@@ -7,12 +7,11 @@ round that asked for it, takes the newest task when it starts, and is collected 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from numpy.random import default_rng
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
@@ -20,23 +19,18 @@ from crossfl.protocol.history import FacilityEntry
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.measurements import PhaseSeconds
 from crossfl.protocol.records import Allowance, Task
-from crossfl.protocol.seeds import derive_seed
 from crossfl.protocol.state import ServerState
 from crossfl.server import admission, ledger, merging, optimizers
 from crossfl.server.admission import Update
 from crossfl.server.averaging.kernel import WeightedSum
 from crossfl.server.deliveries import Exclusion
-from crossfl.server.planning import equal_time
 from crossfl.server.planning.fixed import plan
 from crossfl.server.quorum import BelowQuorumError, check_quorum
-from crossfl.simulation.virtual.clock import Clock
-from crossfl.simulation.virtual.queues import DAY, Backfill, Request
-from crossfl.simulation.virtual.sites import Site, check_members, queue_of
+from crossfl.simulation.virtual.machines import BatchJob, Machines
+from crossfl.simulation.virtual.sites import Site, check_members
 from crossfl.storage.delta import Delta
 from crossfl.storage.job import Job
 
-WARM_UP = 4 * DAY
-"""Seconds that machines with other users run before the federation begins."""
 FIRST = f"{0:064x}"
 
 
@@ -53,31 +47,15 @@ class Learner(Protocol):
 
 
 @dataclass
-class Account:
-    """What one facility did, and what it cost."""
+class Held:
+    """What the one job of a facility holds."""
 
-    node_seconds: float = 0.0
-    thrown_away: float = 0.0
-    """Node-seconds of jobs whose work is in no model."""
-    merged: int = 0
-    weight: float = 0.0
-    """Sum of the coefficients of its updates."""
-    waits: list[float] = field(default_factory=list)
-    """Seconds of each of its jobs in the queue."""
-
-
-@dataclass(eq=False)
-class BatchJob:
-    """The one job of a facility."""
-
-    facility: str
-    request: Request
-    submitted: float
+    job: BatchJob
     failures: int = 0
-    started: float | None = None
     task: Task | None = None
     allowance: Allowance | None = None
     model: Tensor | None = None
+    """The model that it starts from, then its delta."""
     update: UpdateManifest | None = None
 
 
@@ -99,30 +77,25 @@ class Federation:
     ) -> None:
         names = [facility.name for facility in job.facilities]
         check_members(sites, names)
-        self.clock = Clock(-WARM_UP)
-        self.accounts = {name: Account() for name in names}
+        self.machines = Machines({name: sites[name] for name in names}, seed)
+        self.clock, self.accounts = self.machines.clock, self.machines.accounts
         self.schedule: list[dict[str, FacilityEntry]] = []
         """What became of each facility's update, by round."""
-        self._job, self._sites, self._learner = job, sites, learner
+        self._job, self._learner = job, learner
         self._attempts = {facility.name: facility.attempts for facility in job.facilities}
-        self._queues = {name: queue_of(sites[name], name, self.clock, seed) for name in names}
-        self._draws = {name: default_rng(derive_seed(seed, name, "jobs")) for name in names}
         self.state = ServerState(
             rounds=job.rounds, seed=job.seed, aggregation=job.aggregation, started=0, model=FIRST
         )
         self.model = learner.first() if learner else torch.zeros(0)
         optimizer = optimizers.of(job.aggregation)
         self._slots = optimizer.init(self.model, job.aggregation)
-        self._jobs: dict[str, BatchJob] = {}
+        self._jobs: dict[str, Held] = {}
         self._newest: dict[str, list[tuple[float, Task, Allowance, Tensor]]] = {}
-        self._arrived: dict[str, BatchJob] = {}
+        self._arrived: dict[str, Held] = {}
         self._absent: dict[str, str] = {}
         self._allowances: Sequence[Allowance] = ()
         self._asked: list[str] = []
         self._turn = self._grace = 0
-        if any(isinstance(queue, Backfill) for queue in self._queues.values()):
-            self.clock.run(lambda: False, 0.0)
-        self.clock.now = 0.0
         self.clock.after(0.0, self._open)
 
     @property
@@ -133,11 +106,6 @@ class Federation:
     def run(self, horizon: float) -> bool:
         """Go on to the end; False where the horizon, in seconds, came first."""
         return self.clock.run(lambda: self.is_over, horizon)
-
-    def in_flight(self) -> float:
-        """Node-seconds of the jobs that run now, which are thrown away where this is the end."""
-        running = [job for job in self._jobs.values() if job.started is not None and not job.update]
-        return sum((self.clock.now - (j.started or 0.0)) * j.request.nodes for j in running)
 
     # -- rounds
 
@@ -155,7 +123,7 @@ class Federation:
             if running is None:
                 self._newest[task.facility] = [turn]
                 self._submit(task.facility, failures=0)
-            elif running.started is None:
+            elif running.job.started is None:
                 self._newest[task.facility].append(turn)
         closes = self.state.aggregation.closes
         if isinstance(closes, int):
@@ -171,7 +139,7 @@ class Federation:
         elif not self._arrived or self._grace == self._turn:
             return
         elif rules.closes == "first" or (
-            rules.closes == "running" and all(self._jobs[n].started is None for n in missing)
+            rules.closes == "running" and all(self._jobs[n].job.started is None for n in missing)
         ):
             self._grace = self._turn
             self.clock.after(rules.grace_seconds, self._time_out, self._turn)
@@ -192,9 +160,9 @@ class Federation:
             self._below_quorum(excluded, shortfall)
         else:
             self._merge(updates, excluded, delivered)
-        for name, job in delivered.items():
+        for name, held in delivered.items():
             if name not in names:
-                self._throw_away(job)
+                self.machines.throw_away(held.job)
         if not self.is_over:
             absent = {exclusion.status for exclusion in excluded} - {"late"}
             waits = self.state.aggregation.wait_seconds if absent and not names else 0.0
@@ -204,14 +172,14 @@ class Federation:
         updates: list[Update] = []
         excluded: list[Exclusion] = []
         for name in sorted(self._asked):
-            job = self._arrived.get(name)
-            if job is None and name in self._absent:
+            held = self._arrived.get(name)
+            if held is None and name in self._absent:
                 excluded.append(Exclusion(name, "absent", self._absent[name]))
                 continue
-            if job is None:
+            if held is None:
                 excluded.append(Exclusion(name, "late", "its job goes on"))
                 continue
-            stated = cast(UpdateManifest, job.update)
+            stated = cast(UpdateManifest, held.update)
             late = admission.open_task(stated, self.state)
             try:
                 admission.check_base(stated, self.state, late)
@@ -220,14 +188,14 @@ class Federation:
                 continue
             version = late.version if late else self.state.updates
             nothing = cast(Delta, None)  # its numbers are in the job
-            updates.append(Update(Path(name), stated, nothing, job.allowance, version))
+            updates.append(Update(Path(name), stated, nothing, held.allowance, version))
         return updates, excluded
 
     def _merge(
         self,
         updates: Sequence[Update],
         excluded: Sequence[Exclusion],
-        delivered: Mapping[str, BatchJob],
+        delivered: Mapping[str, Held],
     ) -> None:
         state, number = self.state, self.state.round + 1
         weighed = merging.weigh(updates, state, self._allowances)
@@ -275,75 +243,56 @@ class Federation:
     # -- jobs
 
     def _submit(self, facility: str, failures: int) -> None:
-        site, task = self._sites[facility], self._newest[facility][-1][1]
+        def begin(job: BatchJob) -> int:
+            return self._begin(held)
+
+        def end(job: BatchJob) -> None:
+            self._end(held)
+
+        def lost(job: BatchJob, preempted: bool) -> None:
+            self._lost(held, preempted)
+
+        steps = self._newest[facility][-1][1].local_steps
         known = self.state.ledger_of(facility).timings
-        expected = site.load_seconds + task.local_steps * site.seconds_per_step
-        walltime = equal_time.MARGIN * expected + equal_time.SPARE_SECONDS
-        if known:
-            walltime = max(walltime, equal_time.walltime(known, task.local_steps))
-        request = Request(site.nodes, walltime, lambda: self._start(job))
-        job = BatchJob(facility, request, self.clock.now + site.transfer_seconds, failures)
-        self._jobs[facility] = job
-        self.clock.after(site.transfer_seconds, self._queues[facility].submit, request)
+        job = self.machines.submit(facility, steps, begin, end, lost, known)
+        held = self._jobs[facility] = Held(job, failures)
 
-    def _start(self, job: BatchJob) -> None:
-        site, now, draw = self._sites[job.facility], self.clock.now, self._draws[job.facility]
-        turns = self._newest[job.facility]
-        there = [turn for turn in turns if turn[0] <= now - site.transfer_seconds] or turns[:1]
-        _, job.task, job.allowance, job.model = there[-1]
-        job.started = now
-        self.accounts[job.facility].waits.append(max(now - job.submitted, 0.0))
-        train = job.task.local_steps * site.seconds_per_step * draw.lognormal(0.0, site.noise)
-        runs = site.load_seconds + train
-        fate = draw.random()
-        if fate < site.failures + site.preemptions:
-            preempted = fate >= site.failures
-            self.clock.after(draw.random() * runs, self._cut_short, job, preempted)
-        else:
-            self.clock.after(runs, self._end, job, train)
-        self._look()
+    def _begin(self, held: Held) -> int:
+        """Take the newest task that has had time to arrive."""
+        facility = held.job.facility
+        here = self.clock.now - self.machines.sites[facility].transfer_seconds
+        turns = self._newest[facility]
+        arrived = [turn for turn in turns if turn[0] <= here] or turns[:1]
+        _, held.task, held.allowance, held.model = arrived[-1]
+        self.clock.after(0.0, self._look)  # who runs decides when a round closes
+        return held.task.local_steps
 
-    def _release(self, job: BatchJob) -> None:
-        used = (self.clock.now - (job.started or 0.0)) * job.request.nodes
-        self.accounts[job.facility].node_seconds += used
-        self._queues[job.facility].release(job.request)
-
-    def _cut_short(self, job: BatchJob, preempted: bool) -> None:
-        self._release(job)
-        self._throw_away(job)
-        failures = job.failures + (not preempted)
-        if failures < self._attempts[job.facility]:
-            self._newest[job.facility] = self._newest[job.facility][-1:]
-            self._submit(job.facility, failures)
-        else:
-            del self._jobs[job.facility]
-            self._absent[job.facility] = f"its job failed {failures} times"
-            self._look()
-
-    def _end(self, job: BatchJob, train: float) -> None:
-        self._release(job)
-        task, site = cast(Task, job.task), self._sites[job.facility]
-        steps, queued = task.local_steps, cast(float, job.started) - job.submitted
-        job.update = UpdateManifest(
+    def _end(self, held: Held) -> None:
+        job, task = held.job, cast(Task, held.task)
+        amount = task.local_steps * self._job.training.batch_size
+        load = self.machines.sites[job.facility].load_seconds
+        held.update = UpdateManifest(
             facility=job.facility,
             federation=task.federation,
             round=task.round,
             base=task.base,
             status="complete",
-            steps=steps,
-            samples=steps * self._job.training.batch_size,
-            tokens=steps * self._job.training.batch_size,
-            seconds=PhaseSeconds(queue=max(queued, 0.0), load=site.load_seconds, train=train),
+            steps=task.local_steps,
+            samples=amount,
+            tokens=amount,
+            seconds=PhaseSeconds(queue=job.waited, load=load, train=job.train),
         )
         if self._learner is not None:
-            job.model = self._learner.delta(task, cast(Tensor, job.model))
-        self.clock.after(site.transfer_seconds, self._deliver, job)
-
-    def _deliver(self, job: BatchJob) -> None:
-        del self._jobs[job.facility]
-        self._arrived[job.facility] = job
+            held.model = self._learner.delta(task, cast(Tensor, held.model))
+        self._arrived[job.facility] = self._jobs.pop(job.facility)
         self._look()
 
-    def _throw_away(self, job: BatchJob) -> None:
-        seconds = job.update.seconds.working if job.update else self.clock.now - (job.started or 0)
-        self.accounts[job.facility].thrown_away += seconds * job.request.nodes
+    def _lost(self, held: Held, preempted: bool) -> None:
+        facility, failures = held.job.facility, held.failures + (not preempted)
+        if failures < self._attempts[facility]:
+            self._newest[facility] = self._newest[facility][-1:]
+            self._submit(facility, failures)
+        else:
+            del self._jobs[facility]
+            self._absent[facility] = f"its job failed {failures} times"
+            self._look()

@@ -81,8 +81,8 @@ def forecast(job: Job, sites: Mapping[str, Site], draws: int) -> Forecast:
         unfinished=draws - finished,
         hours=_spread([f.clock.now / 3600 for f in played]),
         merges=_spread([float(f.state.updates) for f in played]),
-        node_hours=_spread([_node_hours(f) for f in played]),
-        thrown_away=_spread([_thrown_away(f) for f in played]),
+        node_hours=_spread([f.machines.node_seconds / 3600 for f in played]),
+        thrown_away=_spread([f.machines.thrown_away / 3600 for f in played]),
         facilities=facilities,
     )
 
@@ -107,16 +107,6 @@ def table(told: Forecast) -> str:
     if told.unfinished:
         lines += ["", f"{told.unfinished} of {told.draws} did not end within a year"]
     return "\n".join(lines)
-
-
-def _node_hours(federation: Federation) -> float:
-    done = sum(account.node_seconds for account in federation.accounts.values())
-    return (done + federation.in_flight()) / 3600
-
-
-def _thrown_away(federation: Federation) -> float:
-    lost = sum(account.thrown_away for account in federation.accounts.values())
-    return (lost + federation.in_flight()) / 3600
 
 
 def _spread(values: Sequence[float]) -> Spread:
