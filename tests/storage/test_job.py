@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from schema_salad.utils import yaml_no_ts
 
 from crossfl.errors import CrossFLError
-from crossfl.storage.job import Job
+from crossfl.storage.job import Job, _Loader
 from tests.support.paths import CWL
 
 Document = dict[str, Any]
@@ -164,3 +165,35 @@ def test_what_is_right(document: Document, tmp_path: Path) -> None:
         path,
     )
     assert Job.load(path).training.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),
+        ("on", "on"),
+        ("2026-11-21", "2026-11-21"),
+        ("1:30", "1:30"),
+        ("012", "012"),
+        ("true", True),
+        ("1e-3", 0.001),
+        ("-3", -3),
+        (".5", 0.5),
+        ("~", None),
+        ("", None),
+        ("null", None),
+        ("nothing", "nothing"),
+        ("'1'", "1"),
+    ],
+)
+def test_plain_values_are_what_the_engine_takes_them_for(text: str, value: object) -> None:
+    """Where the two differed, a dataset `no`, of Norwegian, was refused or trained as `False`."""
+    engines = yaml_no_ts().load(f"value: {text}")["value"]
+    own = yaml.load(f"value: {text}", Loader=_Loader)["value"]  # noqa: S506
+    assert own == engines or text == "012"  # there a number, which no field of a job wants
+    assert own == value and type(own) is type(value)
+
+
+def test_a_dataset_that_is_named_like_a_truth(document: Document, tmp_path: Path) -> None:
+    text = yaml.safe_dump(document).replace("dataset: words", "dataset: no", 1)
+    assert checked(text, tmp_path / "job.yml").facilities[0].dataset == "no"

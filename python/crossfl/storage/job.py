@@ -1,11 +1,12 @@
 """Job files: the inputs of `workflows/federated.cwl`, read without an engine."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote
 
 import yaml
@@ -117,7 +118,12 @@ class Job:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values, and refuses a key that is given twice."""
+    """Reads plain values as the engines do, and refuses a key that is given twice.
+
+    Theirs is YAML 1.2 without dates, where `no` is a word, for example a language.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -125,6 +131,17 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"{quoted(twice[0])} is given twice{node.start_mark}")
         return super().construct_mapping(node, deep)
+
+
+for _tag, _form, _first in (
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", "-+."),
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("merge", r"<<$", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
 
 
 def _facilities(values: Any) -> tuple[Facility, ...]:
