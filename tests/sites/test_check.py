@@ -278,6 +278,20 @@ def test_data_on_this_machine_is_looked_at_offline(check: Check) -> None:
     assert "/tmp/words is not there" in rows(output)["karolina", "dataset words"]["result"]
 
 
+@pytest.mark.parametrize(("name", "key"), [("vm", "journal"), ("karolina", "state")])
+def test_folders_that_cannot_be_made(check: Check, tmp_path: Path, name: str, key: str) -> None:
+    def change(document: Document) -> None:
+        document["deployments"][name]["config"][key] = "job.yml/folder"
+
+    assert check(change, "--offline")[0] == 0
+    (tmp_path / "job.yml").touch()
+    status, output = check(change, "--offline", "--format=json")
+    assert status == 1
+    row = rows(output)[name, "settings"]
+    assert row["result"].startswith(f"{key} {tmp_path}/job.yml/folder cannot be a folder")
+    assert row["fix"] == f"correct its `{key}`"
+
+
 def test_every_job_script_has_to_be_there(check: Check) -> None:
     """That of a service which no binding uses, too: the engine reads them all."""
 

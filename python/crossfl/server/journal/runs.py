@@ -77,7 +77,7 @@ def unlock(folder: Path) -> None:
     if run.description.finished:
         raise CrossFLError(f"{folder} is finished: the next command begins a new run")
     run.save(unlocked=True)
-    print(f"{folder} goes on with whatever configuration it is run with next")
+    print(f"{folder} goes on with the configuration that it is run with next")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

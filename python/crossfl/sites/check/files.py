@@ -17,16 +17,25 @@ NAMED = {
     "knownHosts": "known_hosts",
 }
 """Files that a connection may name, each with the setting that it comes from, if there is one."""
+MADE = ("state", "journal")
+"""Folders that a deployment on this machine may name, which are made where they are not there."""
 
 
 def problems(site: Site) -> Iterator[tuple[str, str]]:
-    """What is wrong with the files that the connections of a site name, and what to correct."""
+    """What is wrong with the files and folders that a site names, and what to correct."""
     for config in (site.config, site.wraps.config if site.wraps else {}):
         for connection in _connections(config):
             for key, setting in NAMED.items():
                 if (name := connection.get(key)) and (problem := _problem(site, connection, key)):
                     remedy = site.setting(setting) if setting else f"correct its `{key}`"
                     yield f"{key} {_path(site, name)} {problem}", remedy
+    for key in MADE if site.kind == "crossfl.local" else ():
+        if name := site.config.get(key):
+            path = _path(site, name)
+            nearest = next(p for p in (path, *path.parents) if p.exists())
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+                problem = f"{key} {path} cannot be a folder: {nearest} is none, or not writable"
+                yield problem, f"correct its `{key}`"
 
 
 def examine(site: Site) -> Iterator[Result]:
