@@ -55,7 +55,7 @@ LOST = [
     ({"text": "a", "question": "q"}, "and 'question' besides"),
     ({"pixels": [[[1.0]]], "label": 0, "text": "a"}, "both 'pixels' and 'text'"),
     ({"instruction": "a", "context": "b", "response": "c"}, "this one has 'instruction' and 'con"),
-    ({"question": "a", "answer": "b"}, "a sample has .*; this one has 'answer' and 'question'"),
+    ({"question": "a", "answer": "b"}, "a sample has .*; this one has 'question' and 'answer'"),
     ({"conversations": [{"from": "human", "value": "a"}]}, "this one has 'conversations'"),
     ({"instruction": "a", "input": "b"}, "this one has 'instruction' and 'input'"),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
@@ -58,6 +58,7 @@ def pieces(samples: EncodedSamples) -> list[Encoded]:
 # Long texts
 
 
+@settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6), length=st.integers(2, 12))
 def test_every_token_of_a_text_but_the_first_is_predicted_once(
     sizes: list[int], length: int
@@ -282,6 +283,7 @@ def test_a_sample_is_not_told_by_leaving_it_out() -> None:
     assert counts == {"all": 50, "no w29": 34, "neither": 16}
 
 
+@settings(deadline=None)
 @given(
     bad=st.tuples(*[st.sets(st.integers(0, 60), max_size=3)] * 2),
     size=st.integers(1, 60),

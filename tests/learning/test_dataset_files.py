@@ -334,7 +334,9 @@ PIECES = st.one_of(
 
 
 @example(name=".jsonl", zipped=True, cut=12, damage=[])
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     name=st.sampled_from([kind.ending for kind in FORMATS]),
     zipped=st.booleans(),

@@ -72,8 +72,8 @@ OTHERS = ("answer", "chosen", "context", "conversations", "history", "question",
           "response", "system", "tools")  # fmt: skip
 """Columns that the field gives a meaning to, and no layout has."""
 IMAGE = ("pixels", "label")
-TEXTS = (*dict.fromkeys(c for layout in LAYOUTS for c in layout.required), *OTHERS)
-COLUMNS = (*TEXTS, *IMAGE, "task")
+TEXTS = dict.fromkeys((*(c for layout in LAYOUTS for c in layout.required), *OTHERS))
+COLUMNS = dict.fromkeys((*TEXTS, *IMAGE, "task"))
 """Every column that is looked at."""
 
 
@@ -85,20 +85,21 @@ def sample_of(row: object) -> Sample:
     """
     if not isinstance(row, dict):
         raise CrossFLError(EXPECTED)
-    given = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    given = {n: v for n, v in row.items() if n in COLUMNS and v is not None}
     task = _task(given.pop("task", None))
     texts = {name: value for name, value in given.items() if name in TEXTS}
-    if given.keys() >= set(IMAGE):
+    if all(name in given for name in IMAGE):
         if texts:
             raise CrossFLError(f"it has both 'pixels' and {_names(texts)}: leave one out")
         return _image(given["pixels"], given["label"], task)
-    layout = next((la for la in LAYOUTS if texts.keys() >= set(la.required)), None)
+    layout = next((la for la in LAYOUTS if all(name in texts for name in la.required)), None)
     if layout is None:
         raise CrossFLError(EXPECTED + (f"; this one has {_names(texts)}" if texts else ""))
     own = {name: texts.pop(name) for name in (*layout.required, *layout.optional) if name in texts}
     _check(own)
     sample = layout.make(own, task)
-    _check_nothing_is_lost(sample, own, texts)
+    if any(texts.values()):
+        _check_nothing_is_lost(sample, own, texts)
     return sample
 
 
@@ -115,8 +116,6 @@ def _check(values: Values) -> None:
 
 def _check_nothing_is_lost(sample: Text | Chat, own: Values, others: Values) -> None:
     """Check that further columns hold nothing, or repeat a text of the sample, or all of it."""
-    if not any(others.values()):
-        return
     texts = (
         [sample.prompt or "", sample.text]
         if isinstance(sample, Text)

@@ -30,6 +30,10 @@ BATCH = 256
 """Samples that are tokenized together."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Marks the assistant's turns in a chat template, where `transformers` looks for them."""
+UNMARKED = (
+    "the loss of a chat is over all its turns: the chat template does not mark those of the "
+    "assistant ({% generation %}), or the tokenizer cannot follow the marks"
+)
 
 
 class Encoded(NamedTuple):
@@ -66,7 +70,7 @@ class EncodedSamples:
         """Samples of which the end is left out."""
         self._images: list[Image] = []
         # Flat, as lists of integers take many times the memory.
-        self._ids, self._learnt, self._ends = array("i"), bytearray(), array("q", [0])
+        self._ids, self._labels, self._ends = array("i"), array("i"), array("q", [0])
         failed: list[str] = []
         for i, result in enumerate(encoded(samples, tokenizer, classes)):
             if isinstance(result, CrossFLError):
@@ -78,12 +82,15 @@ class EncodedSamples:
         self.bad = failed + samples.bad
         """A reason for each row that is left out."""
         check_share(len(samples) - len(failed), self.bad, "the dataset")
-        self._notices = [_turns_notice(tokenizer)] if any_chat(samples) else []
+        self.notices = left_out(self.bad, "the dataset")
+        """What is not learnt from, in words that may leave the facility."""
         if self.cut:
-            self._notices.append(
+            self.notices.append(
                 f"{self.cut:,} samples are longer than training.sequence_length ({length}): their "
                 "ends are cut off"
             )
+        if tokenizer and any_chat(samples) and not _marks_turns(tokenizer):
+            self.notices.append(UNMARKED)
 
     def __len__(self) -> int:
         return len(self._images) or len(self._ends) - 1
@@ -92,14 +99,7 @@ class EncodedSamples:
         if self._images:
             return self._images[index]
         part = slice(self._ends[index], self._ends[index + 1])
-        ids = self._ids[part].tolist()
-        return _masked(ids, self._learnt[part])
-
-    @property
-    def notices(self) -> list[str]:
-        """What is not learnt from, in words that may leave the facility."""
-        told = left_out(self.bad, "the dataset")
-        return [*told, *(notice for notice in self._notices if notice)]
+        return Encoded(self._ids[part].tolist(), self._labels[part].tolist())
 
     def _add(self, sample: Sample, whole: Encoded, length: int) -> None:
         pieces = isinstance(sample, Text) and sample.prompt is None
@@ -108,7 +108,7 @@ class EncodedSamples:
         for start in range(0, last, length - 1):
             part = slice(start, start + length)
             self._ids.extend(whole.ids[part])
-            self._learnt.extend(label != IGNORED for label in whole.labels[part])
+            self._labels.extend(whole.labels[part])
             self._ends.append(len(self._ids))
 
 
@@ -213,10 +213,6 @@ def _chat(
     learnt = laid_out["assistant_masks"] if marked else [1] * len(ids)
     if not any(learnt):
         return CrossFLError("it has no turn of the assistant")
-    return _masked(ids, learnt)
-
-
-def _masked(ids: list[int], learnt: Sequence[int]) -> Encoded:
     return Encoded(ids, [i if one else IGNORED for i, one in zip(ids, learnt, strict=True)])
 
 
@@ -239,7 +235,12 @@ def _tokenized(
     if not texts:
         return []
     try:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
     except BaseException as error:
         failure = _failure(error, "the model's tokenizer cannot read a sample")
         half = len(texts) // 2
@@ -275,12 +276,3 @@ def _marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
             "give the first model's tokenizer one, or write 'prompt' and 'completion'"
         ) from None
     return tokenizer.is_fast and GENERATION.search(template) is not None
-
-
-def _turns_notice(tokenizer: "PreTrainedTokenizerBase | None") -> str | None:
-    if tokenizer is None or _marks_turns(tokenizer):
-        return None
-    return (
-        "the loss of a chat is over all its turns: the chat template does not mark those of the "
-        "assistant ({% generation %}), or the tokenizer cannot follow the marks"
-    )

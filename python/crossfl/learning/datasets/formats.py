@@ -153,7 +153,7 @@ def _json(path: Path) -> Rows:
         yield from _jsonl(path)
         return
     # A bad byte becomes a lone surrogate, which makes its row a bad one.
-    rows = json.loads(content.decode(errors="surrogateescape"), object_pairs_hook=_object)
+    rows = DECODER.decode(content.decode(errors="surrogateescape"))
     for number, row in enumerate(rows, 1):
         yield number, partial(_same, row)
 
@@ -163,7 +163,7 @@ def _same(row: object) -> object:
 
 
 def _parse(line: bytes) -> object:
-    row: object = json.loads(line.decode(), object_pairs_hook=_object)
+    row: object = DECODER.decode(line.decode())
     return row
 
 
@@ -171,6 +171,9 @@ def _object(pairs: list[tuple[str, object]]) -> object:
     """An object of JSON; one with a key twice is none, as it would lose a value."""
     mapping = dict(pairs)
     return mapping if len(mapping) == len(pairs) else pairs
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _csv(path: Path) -> Rows:

@@ -83,7 +83,7 @@ class Samples(list[Sample]):
         return selected
 
     def _place(self, path: Path, row: int) -> None:
-        if not self._paths or self._paths[-1] != path:
+        if not self._paths or self._paths[-1] is not path:
             self._paths.append(path)
         self._origins[0].append(len(self._paths) - 1)
         self._origins[1].append(row)
