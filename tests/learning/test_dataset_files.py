@@ -264,9 +264,9 @@ def _cut_parquet(folder: Path) -> None:
     os.truncate(folder / "train.parquet", 200)
 
 
-def _one_of_two_places(folder: Path) -> None:
-    write_rows(folder / "train.jsonl", ROWS)
-    write_rows(folder / "data" / "train.jsonl", ROWS)
+def _twice(folder: Path, *names: str) -> None:
+    for name in names:
+        write_rows(folder / name, ROWS)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -282,10 +282,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty parquet": (lambda f: (f / "train.parquet").touch(), "is not a parquet file"),
     "nothing": (lambda f: f, r"has no train file: name files by their split, such as train.jsonl"),
     "shard": (
-        lambda f: write_rows(f / "train-00001-of-00003.jsonl", ROWS),
-        "has 1 of 3 files train-…: bring the others",
+        lambda f: _twice(f, "train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"),
+        "has 2 of 3 files train-…: bring the others",
     ),
-    "two places": (_one_of_two_places, "has train files in two places, train.jsonl and data/train"),
+    "here and in data": (
+        lambda f: _twice(f, "train.jsonl", "data/train.jsonl"),
+        "that may hold the same, train.jsonl and data/train.jsonl: leave one of them out",
+    ),
+    "named and inside": (lambda f: _twice(f, "train.jsonl", "train/a.jsonl"), "and train/a.jsonl"),
+    "of two kinds": (
+        lambda f: _twice(f, "train.csv", "train.d.jsonl", "train.jsonl"),
+        "train.csv and train.jsonl",
+    ),
+    "packed beside": (lambda f: _twice(f, "train.JSONL", "train.JSONL.gz"), "may hold the same"),
+    "inside, twice": (lambda f: _twice(f, "data/train/a.txt", "data/train/a.txt.gz"), "same, data"),
     "deep list": (lambda f: (f / "train.json").write_text("[" * 100_000), "RecursionError"),
     "saved": (lambda f: (f / "state.json").write_text(f"{{{CANARY}"), "is not a saved dataset"),
 }

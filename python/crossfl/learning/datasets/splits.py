@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.learning.datasets.formats import NAMES, format_of
+from crossfl.learning.datasets.formats import GZIP, NAMES, format_of
 
 Split = Literal["train", "valid"]
 TRAIN = ("train", "training")
@@ -34,7 +34,7 @@ def source_of(folder: Path, split: Split) -> Source:
     is, here or in `data`. Where there are none for validation, those for training are held out of.
 
     Raises:
-        CrossFLError: there are none, in two places, or only some of the shards.
+        CrossFLError: there are none, some that may hold the same, or only some of the shards.
     """
     train = _files(folder, TRAIN)
     valid = next((files for words in VALIDATION if (files := _files(folder, words))), [])
@@ -48,43 +48,62 @@ def source_of(folder: Path, split: Split) -> Source:
 
 
 def _files(folder: Path, words: tuple[str, ...]) -> list[Path]:
-    places = [files for place in (folder, folder / "data") if (files := _in(place, words))]
-    if len(places) > 1:
-        raise CrossFLError(
-            f"dataset {folder} has {words[0]} files in two places, {places[0][0].name} and "
-            f"data/{places[1][0].name}: leave one of them out"
-        )
+    """The files of the split with these words, none of which may be there twice."""
+    places = [
+        files
+        for place in (folder, folder / "data")
+        for files in (_named(place, words), _inside(place, words))
+        if files
+    ]
     files = places[0] if places else []
+    if len(places) > 1:
+        raise _alike(folder, places[0][0], places[1][0])
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        if (other := by_stem.setdefault(_stem(file), file)) != file:
+            raise _alike(folder, other, file)
     _check_shards(folder, files)
     return files
 
 
-def _in(place: Path, words: tuple[str, ...]) -> list[Path]:
-    if not place.is_dir():
-        return []
-    files: list[Path] = []
-    named = re.compile(rf"({'|'.join(words)})(?![A-Za-z])")
-    for entry in sorted(place.iterdir()):
-        if entry.name in words and entry.is_dir():
-            files += (f for f in sorted(entry.rglob("*")) if _is_data(f, entry))
-        elif named.match(entry.name) and format_of(entry):
-            files.append(entry)
-    return files
+def _alike(folder: Path, one: Path, other: Path) -> CrossFLError:
+    return CrossFLError(
+        f"dataset {folder} has files of a split that may hold the same, "
+        f"{one.relative_to(folder)} and {other.relative_to(folder)}: leave one of them out"
+    )
 
 
-def _is_data(path: Path, folder: Path) -> bool:
-    """Whether it is a file of a known kind, and not hidden, as on the hub."""
-    hidden = any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-    return not hidden and format_of(path) is not None and not path.is_dir()
+def _named(place: Path, words: tuple[str, ...]) -> list[Path]:
+    """Files in a place that are named after a split."""
+    begins = re.compile(rf"({'|'.join(words)})(?![A-Za-z])")
+    entries = sorted(place.iterdir()) if place.is_dir() else []
+    return [entry for entry in entries if begins.match(entry.name) and format_of(entry)]
+
+
+def _inside(place: Path, words: tuple[str, ...]) -> list[Path]:
+    """Files in folders of a place that are named after a split; hidden ones are none of it."""
+    files = (f for word in words for f in sorted((place / word).rglob("*")) if not f.is_dir())
+    return [
+        file
+        for file in files
+        if format_of(file) and not any(p[0] in "._" for p in file.relative_to(place).parts)
+    ]
+
+
+def _stem(path: Path) -> str:
+    """The path without what tells its kind."""
+    kind = format_of(path)
+    name = path.as_posix()[: -len(GZIP)] if path.name.lower().endswith(GZIP) else path.as_posix()
+    return name[: -len(kind.ending)] if kind else name
 
 
 def _check_shards(folder: Path, files: list[Path]) -> None:
-    shards: dict[tuple[str, int], set[int]] = defaultdict(set)
+    shards: dict[tuple[str, int], set[str]] = defaultdict(set)
     for file in files:
         if match := SHARD.match(file.name):
-            shards[match[1], int(match[3])].add(int(match[2]))
+            shards[match[1], int(match[3])].add(match[2])
     for (name, count), numbers in shards.items():
-        if numbers != set(range(count)):
+        if len(numbers) < count:
             raise CrossFLError(
                 f"dataset {folder} has {len(numbers)} of {count} files {name}-…: bring the others"
             )
