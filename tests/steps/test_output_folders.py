@@ -76,9 +76,9 @@ def test_a_folder_that_cannot_be_written(
     verb: str, read_only: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([verb, "--outdir", str(read_only), *VERBS[verb]]) == cli.BAD_INPUT
-    assert "cannot be read or written: Read-only file system" in said(capsys)
+    assert f"{read_only}" in (line := said(capsys)) and "nothing can be written there" in line
     assert cli.main([verb, "--outdir", str(read_only / "new"), *VERBS[verb]]) == cli.BAD_INPUT
-    assert "Read-only file system" in said(capsys)
+    assert "nothing can be written there" in said(capsys)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -101,7 +101,11 @@ def test_a_disk_without_room_leaves_nothing(
         return
     assert status == cli.BAD_INPUT
     line = said(capsys)
-    assert "run the same command again" in line
+    assert (
+        "no file may be so large here" in line
+        or "no room for its" in line
+        or ("the journal cannot be written" in line)
+    )
     assert list(out.iterdir()) == []
     assert journal.runs(tmp_path / "journal") == []
     assert cli.main([verb, "--outdir", str(out), *VERBS[verb]]) == 0
@@ -115,4 +119,4 @@ def test_too_many_open_files_are_said(tmp_path: Path, capsys: pytest.CaptureFixt
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert status == cli.BAD_INPUT
-    assert "too many files are open at once" in said(capsys)
+    assert "too many files are open" in said(capsys)

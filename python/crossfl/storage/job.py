@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import yaml
@@ -123,8 +123,6 @@ class _Loader(yaml.SafeLoader):
     Theirs is YAML 1.2 without dates, where `no` is a word, for example a language.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = [key for key, count in Counter(own).items() if count > 1 and key != "<<"]
@@ -133,6 +131,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _form, _first in (
     ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
