@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--offline", action="store_true", help="make no connection")
     parser.add_argument(
-        "--submit", action="store_true", help="run a job of one minute at each facility"
+        "--submit", action="store_true", help="run a job of two minutes at most at each facility"
     )
     parser.add_argument(
         "--wait",

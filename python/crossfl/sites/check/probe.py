@@ -18,8 +18,8 @@ from typing import Any
 MARK = "crossfl-check"
 """What its one line of output starts with."""
 PACKAGES = ("crossfl", "torch", "transformers")
-LAUNCH_SECONDS = 40
-"""In a job of a minute."""
+LAUNCH_SECONDS = 60
+"""In a job of two minutes, most of which goes by while Python imports."""
 RANK = """\
 import os
 from crossfl.facility import launcher

@@ -30,7 +30,7 @@ COMMANDS = {
 }
 SUBMIT = "sbatch --parsable"
 """How the engine submits to Slurm."""
-TEST_SECONDS = 60
+TEST_SECONDS = 120
 """Wall-clock limit of the test job."""
 
 
