@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_variables_that_spoil_the_json(gamma: Site, engine: Engine) -> None:
 
 
 def test_a_job_that_is_run_again(gamma: Site, engine: Engine) -> None:
-    script = "if [ -e ../again ]; then echo done; else touch ../again; sleep 300; fi"
+    mark = f"../ran-{uuid.uuid4()}"
+    script = f"if [ -e {mark} ]; then rm {mark}; echo done; else touch {mark}; sleep 300; fi"
     process = engine.start_at(gamma, script, gamma.walltime(400))
     (job,) = gamma.wait_for_jobs(1)
     deadline = time.monotonic() + 30
