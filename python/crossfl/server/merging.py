@@ -30,6 +30,8 @@ class Weighed(NamedTuple):
 
     coefficients: list[float]
     """Of each update, in their order."""
+    weights: list[float]
+    """The same before deltas are scaled by their steps: how much each facility is heard."""
     ledger: dict[str, FacilityLedger]
     """With the credit that is left."""
 
@@ -46,7 +48,8 @@ def weigh(
             update may be anyone's, and everybody who has delivered is a member.
     """
     if state.aggregation.waits_for_all:
-        return Weighed(shares(updates, state.aggregation), dict(state.ledger))
+        portions = shares(updates, state.aggregation)
+        return Weighed(portions, portions, dict(state.ledger))
     members = shares_of(state, _members([u.facility for u in updates], state, allowances))
     known = {n: held for n in members if (held := state.ledger_of(n).credit) is not None}
     arrivals = [credit.Arrival(update.facility, update.version) for update in updates]
@@ -56,8 +59,10 @@ def weigh(
     ledger = dict(state.ledger)
     for name, left in merged.credit.items():
         ledger[name] = state.ledger_of(name).replace(credit=left)
-    coefficients = [merged.weights[u.facility] * mean / u.normalising_steps for u in updates]
-    return Weighed(coefficients, ledger)
+    weights = [merged.weights[update.facility] for update in updates]
+    scales = [mean / update.normalising_steps for update in updates]
+    coefficients = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+    return Weighed(coefficients, weights, ledger)
 
 
 def shares_of(state: ServerState, members: Sequence[str]) -> dict[str, float]:

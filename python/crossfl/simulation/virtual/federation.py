@@ -212,10 +212,12 @@ class Federation:
             )
         renewed = ledger.counted(weighed.ledger, updates, norms)
         facilities = {e.facility: FacilityEntry(status=e.status) for e in excluded}
-        for update, share in zip(updates, weighed.coefficients, strict=True):
+        for update, share, weight in zip(
+            updates, weighed.coefficients, weighed.weights, strict=True
+        ):
             stated, account = update.manifest, self.accounts[update.facility]
             account.merged += 1
-            account.weight += share
+            account.weight += weight
             facilities[update.facility] = FacilityEntry(
                 status=stated.status,
                 share=share,

@@ -25,7 +25,7 @@ class Account:
     """Node-seconds of jobs whose work is in no model."""
     merged: int = 0
     weight: float = 0.0
-    """Sum of the coefficients of its updates."""
+    """Sum of the weights of its updates, before deltas are scaled by their steps."""
     waits: list[float] = field(default_factory=list)
     """Seconds of each of its jobs in the queue."""
 
