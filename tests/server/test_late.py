@@ -358,6 +358,10 @@ def test_members_come_and_go_by_full_participations() -> None:
     assert [task.facility for task in planned.tasks] == ["a", "c"]
     assert [task.round for task in planned.tasks] == [6, 6]
     assert {a.facility: a.steps for a in planned.allowances} == {"a": 5, "c": 5, "d": 0}
+    # time may run out before there was a full participation; the model is measured all the same
+    early = state.replace(participations=0, updates=1, round=1)
+    measured = plan(early, members, 5, Training(), "evaluate").tasks
+    assert [(task.facility, task.round) for task in measured] == [("a", 1), ("c", 1), ("d", 1)]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def plan(
     if trains and not more:
         return Plan(state.round, [], [])  # a run that was interrupted after its last round
     number = state.round + 1 if trains else state.round
-    part = state.finished + 1 if trains else state.finished
+    part = state.finished + 1 if trains else max(state.finished, 1)
     seconds = equal_time.seconds_of(state)
     tasks: list[Task] = []
     allowances: list[Allowance] = []
