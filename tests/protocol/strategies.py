@@ -30,7 +30,7 @@ def records(kind: type[Record]) -> st.SearchStrategy[Record]:
             return kind(**arguments)
         except CrossFLError:
             if kind is Aggregation:
-                return kind(**arguments | {"closes": "all"})
+                return kind(**arguments | {"closes": "all", "job_seconds": None})
             mended = arguments | {"reason": "its status asks for one"}
             if kind is EvaluationManifest and mended["status"] == "absent":
                 mended |= {"metrics": None, "completions": ()}
