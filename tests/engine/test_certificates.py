@@ -6,8 +6,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from crossfl.engine.connectors.ssh import SSHConnector
-from crossfl.engine.connectors.ssh_connection import RefusedLoginError
+from crossfl.engine.connectors.ssh import RefusedLoginError, SSHConnector
 
 HOUR = 3600
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from crossfl.engine.recovery.closing import LateError, Turn
 from crossfl.engine.recovery.policy import (
     MAX_REASON,
     FacilityJob,
@@ -102,3 +103,35 @@ def test_a_refusal_leaves_no_second_attempt() -> None:
     policy.fail(job, HopelessError("Unknown queue"))
     assert policy.is_exhausted(job)
     assert policy.declare_absent(job) == "Unknown queue (attempt 2)"
+
+
+TURN = Turn(federation="f", facility="leonardo", round=1, closes="first", grace_seconds=0)
+
+
+def test_a_job_that_is_late_is_not_tried_again_and_its_facility_is_not_down() -> None:
+    policy, job = RecoveryPolicy(), FacilityJob(name="/train/0.1", facility="leonardo", turn=TURN)
+    policy.note_task(job)
+    policy.note_late(job, LateError("Slurm job 7 waits in\n the queue"))
+    assert policy.is_exhausted(job)
+    assert policy.is_late(job.name)
+    assert policy.declare_absent(job) == "Slurm job 7 waits in the queue"
+    assert policy.absence(job.name) == "Slurm job 7 waits in the queue"
+    assert not policy.is_down("leonardo")
+    assert not policy.is_late(NEXT.name)
+
+
+def test_what_a_stand_in_delivers_is_no_update() -> None:
+    """A round must not close because a facility is absent from it."""
+    policy, job = RecoveryPolicy(), FacilityJob(name="/train/0.1", facility="leonardo", turn=TURN)
+    policy.note_task(job)
+    policy.fail(job, OSError("no route to host"))
+    policy.declare_absent(job)
+    policy.succeed(job)
+    assert not policy.rounds.is_over(TURN)
+
+
+def test_a_delivery_closes_the_round() -> None:
+    policy, job = RecoveryPolicy(), FacilityJob(name="/train/0.1", facility="leonardo", turn=TURN)
+    policy.note_task(job)
+    policy.succeed(job)
+    assert policy.rounds.is_over(TURN)

@@ -16,6 +16,7 @@ from crossfl.protocol.variables import (
     DEFAULT_MIN_VALIDATION_SAMPLES,
     DEFAULT_MIN_VALIDATION_TOKENS,
     FACILITY,
+    LATE,
     MIN_VALIDATION_SAMPLES,
     MIN_VALIDATION_TOKENS,
     MODELS,
@@ -91,13 +92,18 @@ def data_root(task: Task) -> Path:
 
 
 def check_present() -> None:
-    """Check that this is no stand-in for a facility that could not do its task.
+    """Check that this is no stand-in for a facility that is absent or late.
 
     Raises:
         CrossFLError: it is one; the message is the reason.
     """
-    if reason := os.environ.get(ABSENT):
+    if reason := os.environ.get(ABSENT) or os.environ.get(LATE):
         raise CrossFLError(base64.b64decode(reason).decode())
+
+
+def is_late() -> bool:
+    """Whether this stands in for a facility whose job goes on."""
+    return LATE in os.environ
 
 
 def state_root(task: Task) -> Path:

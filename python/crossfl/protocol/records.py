@@ -86,6 +86,16 @@ class Task(Record, frozen=True, kw_only=True):
         Positive | None,
         doc("Seconds that the job may wait in the queue; unset, as its deployment says."),
     ] = None
+    closes: Annotated[
+        Closing,
+        doc("When the round closes, as `aggregation.closes` says; the job may then be late."),
+    ] = "all"
+    grace_seconds: Annotated[
+        Seconds, doc("Seconds that the round stays open once running or first would close it.")
+    ] = 60.0
+    quorum: Annotated[
+        Positive, doc("Updates without which a round that need not wait for all stays open.")
+    ] = 1
 
 
 class Allowance(Record, frozen=True, kw_only=True):

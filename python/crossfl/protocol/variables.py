@@ -14,6 +14,7 @@ MIN_VALIDATION_SAMPLES = "CROSSFL_MIN_VALIDATION_SAMPLES"
 MIN_VALIDATION_TOKENS = "CROSSFL_MIN_VALIDATION_TOKENS"
 LAUNCHED = "CROSSFL_LAUNCHED"
 ABSENT = "CROSSFL_ABSENT"
+LATE = "CROSSFL_LATE"
 JOURNAL = "CROSSFL_JOURNAL"
 PROGRESS = "CROSSFL_PROGRESS"
 ENGINE = "CROSSFL_ENGINE"
@@ -76,6 +77,7 @@ VARIABLES = (
     ),
     Variable(LAUNCHED, "Marks a rank that the launcher started.", "`crossfl train`"),
     Variable(ABSENT, "Why a facility counts as absent in place of running the step.", _PLUGIN),
+    Variable(LATE, "How far a job is that goes on while its round closes without it.", _PLUGIN),
     Variable(JOURNAL, "Folder of the journal; unset, there is none.", _PLUGIN),
     Variable(PROGRESS, "File to which steps append their events; unset, standard error.", _PLUGIN),
     Variable(ENGINE, "Process of the engine; a step on the same machine ends with it.", _PLUGIN),

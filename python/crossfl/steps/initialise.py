@@ -108,11 +108,6 @@ def main(args: argparse.Namespace) -> None:
     folder, place = args.outdir, journal.here()
     lora = from_flags_if_any(args, Lora)
     aggregation, retention = from_flags(args, Aggregation), from_flags(args, Retention)
-    if not aggregation.waits_for_all:
-        raise CrossFLError(
-            f"aggregation.closes is {aggregation.closes}, which needs jobs that outlive their "
-            "step, and no connector can keep one yet: use closes: all"
-        )
     facilities = [from_words(words, Facility) for words in args.facility]
     configuration = _configuration(args, facilities, aggregation, lora) if place else {}
     run = journal.find(place, configuration) if place else None

@@ -105,13 +105,13 @@ def train(
 
 
 def absent(task: Task, reason: str, out: Path) -> UpdateManifest:
-    """Write `out/update` for a facility that did not train: a manifest with the reason."""
+    """Write `out/update` for a facility that is absent or late: a manifest with the reason."""
     with publish(out / UPDATE) as directory:
         update = manifest.write(
             directory,
             UpdateManifest(
                 **_heading(task),
-                status="absent",
+                status="late" if place.is_late() else "absent",
                 reason=printable(reason, longest=LONGEST_REASON),
                 seconds=PhaseSeconds(queue=scheduler.seconds_in_queue()),
             ),

@@ -18,7 +18,7 @@ from streamflow.deployment.connector.queue_manager import PBSConnector as Engine
 from streamflow.deployment.connector.queue_manager import PBSService
 from streamflow.log_handler import logger
 
-from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
+from crossfl.engine.connectors.queue import CANCEL_SECONDS
 from crossfl.engine.connectors.reports import (
     JobReport,
     NoHistoryError,
@@ -27,6 +27,7 @@ from crossfl.engine.connectors.reports import (
     joined,
 )
 from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
+from crossfl.engine.connectors.turns import Turns
 from crossfl.errors import CrossFLError
 from crossfl.protocol.schedulers.pbs import Job, jobs_of, seconds
 
@@ -93,8 +94,8 @@ class UnreadableAnswerError(StatusQueryError):
     """PBS was asked and answered, but not in a form that can be read."""
 
 
-class PBSConnector(QueueConnector, EnginePBSConnector, SubmitOnce):
-    """Jobs of one PBS server; see :class:`QueueConnector` for what it adds.
+class PBSConnector(Turns, EnginePBSConnector, SubmitOnce):
+    """Jobs of one PBS server; `QueueConnector` and `Turns` say what it adds.
 
     The server must keep job history (``job_history_enable=True``).
     """

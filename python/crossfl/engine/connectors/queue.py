@@ -142,7 +142,7 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         while True:
             try:
                 job_id = await self._to_the_end(self._submit(*args, **kwargs))
-                self._waits[job_id] = Wait(begun if full else time.monotonic())
+                self._waits.setdefault(job_id, Wait(begun if full else time.monotonic()))
                 return job_id
             except BusyError as error:
                 full = error.full

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.deployment.connector.queue_manager import SlurmConnector as EngineSlurmConnector
 
-from crossfl.engine.connectors.queue import CANCEL_SECONDS, QueueConnector
+from crossfl.engine.connectors.queue import CANCEL_SECONDS
 from crossfl.engine.connectors.reports import JobReport, StatusQueryError, brief, joined
 from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
+from crossfl.engine.connectors.turns import Turns
 from crossfl.errors import CrossFLError
 from crossfl.protocol.schedulers.slurm import (
     JobRecord,
@@ -39,8 +40,8 @@ FULL = re.compile(r"MaxSubmit\w*Limit")
 REFUSED = re.compile(r"^sbatch: (error|fatal):", re.MULTILINE)
 
 
-class SlurmConnector(QueueConnector, EngineSlurmConnector, SubmitOnce):
-    """Jobs of one Slurm cluster; see :class:`QueueConnector` for what it adds."""
+class SlurmConnector(Turns, EngineSlurmConnector, SubmitOnce):
+    """Jobs of one Slurm cluster; `QueueConnector` and `Turns` say what it adds."""
 
     scheduler: ClassVar[str] = "Slurm"
     job_id_pattern: ClassVar[re.Pattern[str]] = re.compile(r"^(\d+)(?:;\S+)?$", re.MULTILINE)

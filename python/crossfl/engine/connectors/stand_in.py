@@ -27,7 +27,8 @@ class StandsIn(Connector):
         policy = REGISTRY.policy
         if policy and job_name and (reason := policy.absence(job_name)):
             encoded = base64.b64encode(reason.encode()).decode()
-            environment = {**(environment or {}), variables.ABSENT: encoded}
+            variable = variables.LATE if policy.is_late(job_name) else variables.ABSENT
+            environment = {**(environment or {}), variable: encoded}
         answer: tuple[str, int] | None
         with INTERRUPTION.running(self.deployment_name) if job_name else contextlib.nullcontext():
             answer = await super().run(

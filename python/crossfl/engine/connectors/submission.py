@@ -12,6 +12,7 @@ import contextlib
 import shlex
 from abc import ABC
 from collections.abc import MutableSequence
+from contextvars import ContextVar
 from typing import Any
 
 import asyncssh
@@ -29,18 +30,20 @@ NOT_OVER = 75
 """The status of a submission that still goes on."""
 ASK_SECONDS = 60
 """How long one command waits for its end."""
+FOLDER: ContextVar[str | None] = ContextVar("FOLDER", default=None)
+"""The folder at the site of a submission that a later run may ask for, too; it is kept."""
 
 # The first to make the folder submits, and goes on if nobody listens any more; another waits for
 # what the first one was told. `$HOME` is shared by all login nodes of a site. The answer comes
 # last, apart from greetings and warnings.
 ONCE = """\
-d="$HOME/.crossfl-submission-{token}"
+d={folder}
 if mkdir "$d" 2>/dev/null; then
     {{ {command}; }} >"$d/answer" 2>"$d/errors"
     echo $? >"$d/ending"
     mv "$d/ending" "$d/status"
 elif [ ! -d "$d" ]; then
-    echo "no folder can be made in $HOME"
+    echo "the folder $d cannot be made"
     exit 73
 fi
 n=0
@@ -90,7 +93,11 @@ class SubmitOnce(QueueManagerConnector, ABC):
             answer = await super().run(location, command, *args, **kwargs)
             return answer
         token = random_name()
-        script = ONCE.format(token=token, seconds=ASK_SECONDS, command=" ".join(command))
+        kept = FOLDER.get()
+        folder = shlex.quote(kept) if kept else f'"$HOME/.crossfl-submission-{token}"'
+        script = ONCE.format(
+            folder=folder, token=token, seconds=ASK_SECONDS, command=" ".join(command)
+        )
         once = ["sh", "-c", shlex.quote(script)]
         for _ in range(1 + self.statusTimeout // ASK_SECONDS):
             for attempt in range(TRIES):
@@ -104,8 +111,9 @@ class SubmitOnce(QueueManagerConnector, ABC):
             output, status = answer or ("", 1)
             if status != NOT_OVER:
                 break
-        with contextlib.suppress(Exception):  # it is small, and in nobody's way
-            await super().run(location, ["rm", "-rf", f"~/.crossfl-submission-{token}"])
+        if not kept or status not in (0, NOT_OVER):
+            with contextlib.suppress(Exception):  # it is small, and in nobody's way
+                await super().run(location, ["rm", "-rf", folder])
         errors, _, words = output.partition(token)
         if status != 0 and (error := self.judge_refusal(errors + words, status)):
             raise error

@@ -6,8 +6,10 @@ why. Any other failure ends the run.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import TypeVar
 
 from streamflow.core.context import StreamFlowContext
@@ -18,11 +20,15 @@ from streamflow.core.workflow import Job, Step, Token
 from streamflow.workflow.step import ExecuteStep, ScheduleStep, TransferStep
 from streamflow.workflow.token import JobToken, ListToken
 
+from crossfl.engine.recovery.closing import LateError, Stage
 from crossfl.engine.recovery.housekeeping import Housekeeping
 from crossfl.engine.recovery.jobs import facility_job, has_task, is_stood_in
 from crossfl.engine.recovery.policy import RecoveryPolicy
 from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
 from crossfl.engine.recovery.replay import Replay, input_of
+from crossfl.errors import CrossFLError
+from crossfl.protocol.manifest import UpdateManifest
+from crossfl.storage import manifest
 
 Result = TypeVar("Result")
 
@@ -91,13 +97,28 @@ class FacilityFailureManager(FailureManager):
             raise exception
 
     def _fail(self, job: Job, error: BaseException) -> None:
+        if isinstance(error, LateError):
+            self._policy.note_late(facility_job(job), error)
+            return
         self._policy.fail(facility_job(job), error)
         self._housekeeping.note_failure(job)
 
     def _succeed(self, job: Job, output: Token) -> None:
         if path := _path(output):
             self._producers[path] = job
+            self._note_absence(job, Path(path))
         self._policy.succeed(facility_job(job))
+
+    def _note_absence(self, job: Job, update: Path) -> None:
+        """Take note where a job on this machine has delivered the reason for an absence.
+
+        A connector takes note where a job at a site has.
+        """
+        turn = facility_job(job).turn
+        if turn and update.is_dir():
+            with contextlib.suppress(CrossFLError):
+                if not manifest.read(update, UpdateManifest).files:
+                    self._policy.rounds.note(turn, Stage.ABSENT)
 
     async def _insist(self, job: Job, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Try a job until it succeeds; the binding filter decides where, at last at the stand-in.

@@ -5,8 +5,11 @@ from typing import Any
 from streamflow.core.context import StreamFlowContext
 from streamflow.core.workflow import Job, Token
 
+from crossfl.engine.recovery.closing import Turn
 from crossfl.engine.recovery.policy import FacilityJob
 
+ALL = "all"
+"""A round that waits for everybody."""
 TASK = "task"
 """The input that makes a job one of a facility."""
 
@@ -24,6 +27,23 @@ def facility_job(job: Job) -> FacilityJob:
         facility=str(_field(job, "facility")),
         attempts=int(_field(job, "attempts") or 1),
         queue_timeout=None if timeout is None else int(timeout),
+        turn=_turn(job),
+    )
+
+
+def _turn(job: Job) -> Turn | None:
+    """What the round asks of the facility; None where the round waits for everybody."""
+    closes = _field(job, "closes") or ALL
+    if closes == ALL:
+        return None
+    return Turn(
+        federation=str(_field(job, "federation")),
+        facility=str(_field(job, "facility")),
+        round=int(_field(job, "round")),
+        closes=closes,
+        grace_seconds=float(_field(job, "grace_seconds")),
+        needed=int(_field(job, "quorum")),
+        trains=int(_field(job, "local_steps")) > 0,
     )
 
 

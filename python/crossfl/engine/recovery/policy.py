@@ -8,6 +8,8 @@ engine.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
+
 MAX_REASON = 500
 """Characters of a reason: it travels in an environment variable and ends in a table."""
 JOB_FAILED = "FAILED Job"
@@ -27,12 +29,14 @@ class FacilityJob:
         facility: the facility that the job belongs to.
         attempts: how often the job may be tried at its facility.
         queue_timeout: seconds that the job may wait in its queue; None leaves it to the deployment.
+        turn: what the round asks of the facility.
     """
 
     name: str
     facility: str
     attempts: int = 1
     queue_timeout: int | None = None
+    turn: Turn | None = None
 
 
 @dataclass
@@ -43,14 +47,18 @@ class JobRecord:
         reasons: why each failed attempt failed, in order.
         hopeless: whether further attempts are pointless, however many the task allows.
         absence: why its facility is absent, once the stand-in does the job.
+        late: how far the job was when its round closed without it.
         queue_timeout: seconds that the job may wait in its queue, where its task sets them.
+        turn: what the round asks of the facility.
         verdict: what the scheduler said about the attempt that has just ended.
     """
 
     reasons: list[str] = field(default_factory=list)
     hopeless: bool = False
     absence: str | None = None
+    late: str | None = None
     queue_timeout: int | None = None
+    turn: Turn | None = None
     verdict: str | None = None
 
 
@@ -58,12 +66,16 @@ class RecoveryPolicy:
     """Decides whether a job is tried again at its facility, from how its attempts have ended."""
 
     def __init__(self) -> None:
+        self.rounds = Rounds()
         self._records: defaultdict[str, JobRecord] = defaultdict(JobRecord)
         self._down: set[str] = set()
 
     def note_task(self, job: FacilityJob) -> None:
-        """Remember a job's queue timeout for its connector, which sees the name of the job only."""
-        self._records[job.name].queue_timeout = job.queue_timeout
+        """Remember what a job's connector needs to know, which sees the name of the job only."""
+        record = self._records[job.name]
+        record.queue_timeout, record.turn = job.queue_timeout, job.turn
+        if job.turn:
+            self.rounds.enter(job.turn)
 
     def note_verdict(self, job_name: str, message: str) -> None:
         """Remember the scheduler's word on an attempt; it becomes the reason if that attempt fails.
@@ -84,6 +96,10 @@ class RecoveryPolicy:
         record.hopeless |= isinstance(error, HopelessError)
         self._down.add(job.facility)
 
+    def note_late(self, job: FacilityJob, error: LateError) -> None:
+        """Remember that a round has closed without a job, which goes on at its facility."""
+        self._records[job.name].late = " ".join(str(error).split())[:MAX_REASON]
+
     def give_up(self, job: FacilityJob, error: BaseException) -> None:
         """Count a failed attempt after which another one is pointless."""
         self.fail(job, error)
@@ -91,13 +107,16 @@ class RecoveryPolicy:
 
     def succeed(self, job: FacilityJob) -> None:
         """Take note of a success; a facility where the first attempt succeeds is no longer down."""
-        if not self._records[job.name].reasons:
+        record = self._records[job.name]
+        if record.absence is None and job.turn:
+            self.rounds.deliver(job.turn)
+        if not record.reasons:
             self._down.discard(job.facility)
 
     def is_exhausted(self, job: FacilityJob) -> bool:
         """Whether no attempt at the facility is left."""
         record = self._records[job.name]
-        return record.hopeless or len(record.reasons) >= job.attempts
+        return record.hopeless or record.late is not None or len(record.reasons) >= job.attempts
 
     def is_down(self, facility: str) -> bool:
         """Whether the last attempt at a facility failed."""
@@ -110,6 +129,11 @@ class RecoveryPolicy:
             ValueError: no attempt of the job has failed.
         """
         record = self._records[job.name]
+        if record.late is not None:
+            record.absence = record.late
+            return record.absence
+        if job.turn:
+            self.rounds.note(job.turn, Stage.ABSENT)
         if not record.reasons:
             raise ValueError(f"{job.name} has not failed, so {job.facility} is not absent from it")
         count = len(record.reasons)
@@ -119,6 +143,14 @@ class RecoveryPolicy:
     def absence(self, job_name: str) -> str | None:
         """Why the facility is absent from a job; None where the facility does the job itself."""
         return self._records[job_name].absence
+
+    def is_late(self, job_name: str) -> bool:
+        """Whether a job that the stand-in does goes on at its facility."""
+        return self._records[job_name].late is not None
+
+    def turn(self, job_name: str) -> Turn | None:
+        """What the round asks of the facility of a job; None where its task was not noted."""
+        return self._records[job_name].turn
 
     def queue_timeout(self, job_name: str) -> int | None:
         """Seconds that a job may wait in its queue; None where its task leaves that open."""

@@ -104,4 +104,7 @@ def _task(state: ServerState, facility: Facility, steps: int, number: int, train
         federation=state.federation,
         attempts=facility.attempts,
         queue_timeout=facility.queue_timeout,
+        closes=state.aggregation.closes,
+        grace_seconds=state.aggregation.grace_seconds,
+        quorum=state.aggregation.quorum or 1,
     )

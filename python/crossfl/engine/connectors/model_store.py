@@ -1,0 +1,125 @@
+"""The models of a site: each is sent once, when a job is about to need it, to all sites at once.
+
+The engine brings its inputs to one job after another, and brings them anew for every round and
+attempt. Here its copy of a model only takes note. The model is sent by the job itself, and so by
+the jobs of all facilities at the same time. It lies at the site under its digest:
+
+    <work folder>/models/<digest>/
+
+and the input folder of a job gets hard links to its files. A model that is there is not sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from abc import ABC
+from collections.abc import MutableSequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.exception import WorkflowExecutionException
+from streamflow.core.utils import random_name
+from streamflow.deployment.connector.queue_manager import QueueManagerConnector
+from streamflow.deployment.wrapper import get_inner_location
+
+from crossfl.errors import CrossFLError
+from crossfl.protocol.layout import MANIFEST
+from crossfl.protocol.manifest import ModelManifest
+from crossfl.storage import manifest
+
+MODELS_KEPT = 2
+"""Models that stay at a site for a later attempt; a job that waits has links of its own."""
+
+# A model that stands at the site is marked as the newest; the rest is removed but for a few.
+LINK = """\
+cd {store} 2>/dev/null && [ -d {digest} ] || exit 3
+touch {digest}
+mkdir -p {parent} && rm -rf {target} && {{ cp -al {digest} {target} 2>/dev/null || \
+{{ rm -rf {target}; cp -a {digest} {target}; }}; }} || exit 4
+ls -1td -- [0-9a-f]* | tail -n +{first} | while read -r old; do rm -rf -- "$old"; done
+"""
+
+
+class ModelStore(QueueManagerConnector, ABC):
+    """To be inherited from before the engine's connector: sends models when jobs need them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unsent: dict[str, str] = {}
+        """Models that the engine has asked for, by the path at the site where jobs look."""
+        self._sending = asyncio.Lock()
+
+    async def copy_local_to_remote(
+        self,
+        src: str,
+        dst: str,
+        locations: MutableSequence[ExecutionLocation],
+        read_only: bool = False,
+    ) -> None:
+        if read_only and _is_model(Path(src)):
+            self._unsent[dst] = src
+        else:
+            await super().copy_local_to_remote(src, dst, locations, read_only)
+
+    async def send_models(self, location: ExecutionLocation, root: PurePosixPath) -> None:
+        """Bring the models that jobs were promised to the paths where they look for them.
+
+        Args:
+            location: where the jobs run.
+            root: the work folder there.
+
+        Raises:
+            WorkflowExecutionException: one could not be sent; the next call tries again.
+        """
+        async with self._sending:
+            for dst, src in list(self._unsent.items()):
+                await self._send(Path(src), dst, root / "models", location)
+                del self._unsent[dst]
+
+    async def _send(
+        self, src: Path, dst: str, store: PurePosixPath, location: ExecutionLocation
+    ) -> None:
+        # That of the manifest, which has those of all other files.
+        digest = manifest.sha256(src / MANIFEST)
+        link = LINK.format(
+            store=shlex.quote(str(store)),
+            digest=digest,
+            parent=shlex.quote(str(PurePosixPath(dst).parent)),
+            target=shlex.quote(dst),
+            first=MODELS_KEPT + 1,
+        )
+        if await self.shell(link, location) == 0:
+            return
+        arrival = store / f".{random_name()}"
+        try:
+            await super().copy_local_to_remote(str(src), str(arrival), [location])
+            rename = f"rm -rf {digest} && mv -T {arrival.name} {digest}"
+            await self.shell(f"cd {shlex.quote(str(store))} && {rename}", location)
+        except BaseException:
+            await asyncio.shield(self.shell(f"rm -rf {shlex.quote(str(arrival))}", location))
+            raise
+        if (status := await self.shell(link, location)) != 0:
+            raise WorkflowExecutionException(
+                f"Deployment {self.deployment_name}: a model was sent and cannot be placed in "
+                f"{dst} (status {status}): look at the space and the rights of {store}"
+            )
+
+    async def shell(self, script: str, location: ExecutionLocation) -> int:
+        """Run a script on the login node; its exit status."""
+        answer = await self.connector.run(
+            location=get_inner_location(location),
+            command=["sh", "-c", shlex.quote(script)],
+            capture_output=True,
+        )
+        return answer[1] if answer else 1
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a folder of a global model."""
+    try:
+        manifest.read(path, ModelManifest)
+    except (CrossFLError, OSError):
+        return False
+    return True

@@ -1,0 +1,341 @@
+"""Jobs that outlive their round: a facility's one job, and the turns that it may take.
+
+Where rounds close before everybody has delivered, a facility has at most one batch job, which may
+wait or run for longer than the round in which it was submitted. A *turn* is what one round asks of
+the facility. A job takes the newest turn when it starts, and a later round collects what the job
+has made of it. At the site there is one folder for each facility of a federation:
+
+    <work folder>/turns/<federation>-<facility>/
+        job              what the scheduler runs
+        submission/      what the scheduler answered; see `SubmitOnce`
+        <turn>/command   what this round asks for
+        <turn>/folders   the engine's folders for this turn, that of its outputs first
+        <turn>/status    exit status of the command
+        next             link to the turn that the job is to take when it starts
+        taken            link to the turn that the job has taken
+        collected        the round that has the outputs
+
+All that matters is at the site. A run that was killed and started again finds the job there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import shlex
+from abc import ABC
+from collections.abc import MutableMapping, MutableSequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.exception import WorkflowExecutionException
+from streamflow.core.utils import create_command, random_name
+from streamflow.log_handler import logger
+
+from crossfl.engine.connectors import submission
+from crossfl.engine.connectors.model_store import ModelStore
+from crossfl.engine.connectors.queue import QueueConnector
+from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
+from crossfl.engine.recovery.housekeeping import RANDOM_NAME
+from crossfl.engine.recovery.registry import REGISTRY
+
+WATCH_SECONDS = 1.0
+"""How often a job that may be late asks whether its round is over."""
+ENDED = re.compile(r"^turn=(\d+)-\S+ status=(\d+)$", re.MULTILINE)
+
+# A job that is started a second time, because the scheduler requeued it, goes on with its turn.
+JOB = """\
+umask 077
+trap : TERM USR1
+cd {folder} || exit 81
+[ ! -L next ] || mv -fT next taken
+turn=$(readlink taken) || exit 82
+(trap : TERM USR1; . "./$turn/command")
+status=$?
+echo "$status" > "$turn/.status" && mv -f "$turn/.status" "$turn/status"
+exit "$status"
+"""
+
+REMOVE = """\
+remove() {{
+    case $1 in [0-9]*) ;; *) return 0 ;; esac
+    while IFS= read -r engine; do rm -rf -- "$engine"; done < "$1/folders"
+    rm -rf -- "$1"
+}}
+"""
+
+# Prints `runs` where a job has taken a turn, and `ended` where its command has ended well: a new
+# turn is too late for it. What an earlier round has collected is removed, and what has failed.
+LOOK = (
+    REMOVE
+    + """\
+cd {folder} 2>/dev/null || exit 0
+status=$(cat taken/status 2>/dev/null)
+if [ -e collected ] && [ "$(cat collected)" -lt {round} ] || [ "${{status:-0}}" != 0 ]; then
+    for turn in [0-9]*; do remove "$turn"; done
+    rm -rf submission next taken collected job
+fi
+[ -L taken ] || exit 0
+[ -e taken/status ] && echo ended || echo runs
+"""
+)
+
+# The turn that is replaced is removed, unless the job took it this moment.
+PUBLISH = (
+    REMOVE
+    + """\
+mkdir -p {folder}/{turn} && cd {folder} || exit 83
+printf %s {command} | base64 -d > {turn}/command
+printf '%s\\n' {folders} > {turn}/folders
+printf %s {job} | base64 -d > job
+old=$(readlink next)
+ln -sfn {turn} .next && mv -fT .next next || exit 83
+[ "$old" = "$(readlink taken)" ] || remove "$old"
+"""
+)
+
+# The outputs are linked, not moved: a run that is killed before it has used them collects again.
+COLLECT = """\
+cd {folder} || exit 83
+turn=$(readlink taken) && [ -e "$turn/status" ] || exit 0
+made=$(head -n 1 "$turn/folders")
+if [ "$made" != {workdir} ]; then
+    mkdir -p {workdir}
+    cp -al "$made/." {workdir}/ 2>/dev/null || cp -a "$made/." {workdir}/ || exit 85
+fi
+echo {round} > collected
+grep -qs '"status": "absent"' {workdir}/update/manifest.json && echo absent
+echo "turn=$turn status=$(cat "$turn/status")"
+"""
+
+SUBMITTED = "cat {folder}/submission/answer 2>/dev/null; true"
+
+FORGET = (
+    REMOVE
+    + """\
+cd {folder} 2>/dev/null || exit 0
+for turn in [0-9]*; do remove "$turn"; done
+rm -rf {folder}
+"""
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the engine wants done for one turn.
+
+    Attributes:
+        turn: the turn.
+        job_name: the engine's name of the job.
+        location: where the job runs.
+        script: the command, as a shell script.
+        workdir: the folder for the outputs.
+    """
+
+    turn: Turn
+    job_name: str
+    location: ExecutionLocation
+    script: str
+    workdir: PurePosixPath
+
+    @property
+    def root(self) -> PurePosixPath:
+        """The work folder of the site."""
+        return self.workdir.parent
+
+    @property
+    def place(self) -> PurePosixPath:
+        """The folder of the facility's turns."""
+        return self.root / "turns" / f"{self.turn.federation}-{self.turn.facility}"
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders that the engine made for this job at the site, that of the outputs first."""
+        names = re.findall(rf"{re.escape(str(self.root))}/({RANDOM_NAME.pattern})", self.script)
+        made = [str(self.root / name) for name, *_ in names]
+        return list(dict.fromkeys([str(self.workdir), *made]))
+
+    def fill(self, script: str, **values: str | int) -> str:
+        """A script with its values, the folder of the turns among them."""
+        return script.format(folder=shlex.quote(str(self.place)), **values)
+
+
+def published(request: Request) -> dict[str, str]:
+    """The values of `PUBLISH` for a new turn."""
+    return {
+        "turn": f"{request.turn.round:06}-{random_name()[:8]}",
+        "command": _encoded(request.script),
+        "folders": shlex.join(request.folders),
+        "job": _encoded(request.fill(JOB)),
+    }
+
+
+class Turns(ModelStore, QueueConnector, ABC):
+    """A queue manager whose jobs may outlive the round that asked for them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._outliving: dict[str, str] = {}
+        """The job of each facility that may be late, by the engine's name of its last turn."""
+
+    async def run(
+        self,
+        location: ExecutionLocation,
+        command: MutableSequence[str],
+        environment: MutableMapping[str, str] | None = None,
+        workdir: str | None = None,
+        *args: Any,
+        job_name: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, int] | None:
+        policy = REGISTRY.policy
+        if job_name and workdir:
+            turn = policy.turn(job_name) if policy else None
+            if policy and turn:
+                request = Request(
+                    turn=turn,
+                    job_name=job_name,
+                    location=location,
+                    script=create_command(type(self).__name__, command, environment, workdir),
+                    workdir=PurePosixPath(workdir),
+                )
+                if turn.trains:
+                    return "", await self._until_closed(request, policy.rounds)
+                await self._forget(request)  # the federation is over
+            await self.send_models(location, PurePosixPath(workdir).parent)
+        answer: tuple[str, int] | None = await super().run(
+            location, command, environment, workdir, *args, job_name=job_name, **kwargs
+        )
+        return answer
+
+    async def undeploy(self, external: bool) -> None:
+        for job_id in self._outliving.values():
+            self._scheduled_jobs.pop(job_id, None)
+        await super().undeploy(external)
+
+    async def _until_closed(self, request: Request, rounds: Rounds) -> int:
+        """The exit status of a turn.
+
+        Raises:
+            LateError: the round has closed before. The job goes on.
+            WorkflowExecutionException: the job has failed.
+        """
+        work = asyncio.create_task(self._take(request, rounds))
+        try:
+            while not (await asyncio.wait({work}, timeout=WATCH_SECONDS))[0]:
+                if rounds.is_over(request.turn):
+                    raise LateError(self._lateness(request))
+            return await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def _lateness(self, request: Request) -> str:
+        if (job_id := self._outliving.get(request.job_name)) is None:
+            return "the site had not taken the job when the round closed"
+        wait = self._waits.get(job_id)
+        state = f"waits in the queue ({wait.reason or 'no reason'})" if wait else "runs"
+        return f"{self.scheduler} job {job_id} {state}; a later round takes its update"
+
+    async def _take(self, request: Request, rounds: Rounds) -> int:
+        """Give the facility its turn, and wait for the outputs of the one that its job takes."""
+        progress = await self._script(LOOK, request, round=request.turn.round)
+        if progress not in ("runs", "ended"):
+            await self.send_models(request.location, request.root)
+            await self._publish(request)
+        job_id = None if progress == "ended" else await self._wait(request, rounds)
+        return await self._collect(request, job_id, rounds)
+
+    async def _publish(self, request: Request) -> None:
+        await self._script(PUBLISH, request, **published(request))
+
+    async def _wait(self, request: Request, rounds: Rounds) -> str:
+        """Submit the job, unless there is one, and wait for its end; its id."""
+        job_id = await self._submit_turn(request)
+        self._outliving[request.job_name] = job_id
+        try:
+            while True:
+                async with self._jobs_cache_lock:
+                    running = await self._get_running_jobs(request.location)
+                if job_id not in running:
+                    return job_id
+                waits = job_id in self._waits
+                rounds.note(request.turn, Stage.WAITING if waits else Stage.RUNNING)
+                await asyncio.sleep(self.pollingInterval)
+        finally:
+            self._scheduled_jobs.pop(job_id, None)
+
+    async def _submit_turn(self, request: Request) -> str:
+        token = submission.FOLDER.set(str(request.place / "submission"))
+        try:
+            return await self._run_batch_command(
+                command=self.template_map.get_command(
+                    command=f"sh {shlex.quote(str(request.place / 'job'))}",
+                    template=request.location.service,
+                    workdir=str(request.place),
+                ),
+                environment=request.location.environment,
+                job_name=request.job_name,
+                location=request.location,
+                workdir=str(request.place),
+                stdin=None,
+                stdout=asyncio.subprocess.STDOUT,
+                stderr=asyncio.subprocess.STDOUT,
+                timeout=None,
+            )
+        finally:
+            submission.FOLDER.reset(token)
+
+    async def _collect(self, request: Request, job_id: str | None, rounds: Rounds) -> int:
+        """Put the outputs of the turn that was taken where the engine looks; the exit status.
+
+        Raises:
+            WorkflowExecutionException: the job ended without an exit status of its command.
+        """
+        answer = await self._script(
+            COLLECT, request, workdir=shlex.quote(str(request.workdir)), round=request.turn.round
+        )
+        ended = ENDED.search(answer)
+        if ended and int(ended[2]) == 0:
+            if int(ended[1]) != request.turn.round:
+                logger.info(f"{request.turn.facility} delivers what round {ended[1]} asked for")
+            if answer.startswith("absent"):
+                rounds.note(request.turn, Stage.ABSENT)
+            return 0
+        await self._script(FORGET, request)
+        if job_id in self._reports and job_id in self._names:
+            return await self._get_returncode(job_id, request.location)
+        raise WorkflowExecutionException(
+            f"Deployment {self.deployment_name}: {self.scheduler} job {job_id} ended without "
+            f"outputs: see what it printed in {request.place}"
+        )
+
+    async def _forget(self, request: Request) -> None:
+        """Take a job that is left over out of the queue, and remove its turns."""
+        answer = await self._script(SUBMITTED, request)
+        for job_id in self.job_id_pattern.findall(answer)[-1:]:
+            self._scheduled_jobs[job_id] = request.location
+            await self._cancel([job_id])
+        await self._script(FORGET, request)
+
+    async def _script(self, script: str, request: Request, **values: str | int) -> str:
+        """What a script prints on the login node.
+
+        Raises:
+            WorkflowExecutionException: it failed.
+        """
+        text = request.fill(script, **values)
+        answer, status = await self._ask(request.location, "sh", "-c", text)
+        if status:
+            raise WorkflowExecutionException(
+                f"Deployment {self.deployment_name}: {request.place} cannot be used (status "
+                f"{status}): {answer.strip()}"
+            )
+        return answer.strip()
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
