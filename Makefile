@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 OUTDIR ?= results
 NAME ?= bilingual
 REAL ?= ../shared/data
-TORCH ?= 2.13.0
+COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links \
+  --no-emit-trusted-host
 # What failed last is remembered apart from what `make test` remembers, which may run beside them.
 ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
@@ -17,12 +18,13 @@ help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## make the virtual environment from the lock file
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 …" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r torch.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 data: data/karolina/numbers/train.jsonl ## make the data of the default federation
@@ -78,12 +80,16 @@ lint: $(READY)
 types: $(READY) ## write what follows from the protocol: CWL records, docs/reference, JSON Schemas
 	$(BIN)/python -m crossfl.protocol.generate
 
-lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml
-	echo "torch==$(TORCH)" > $(VENV)/torch
-	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --all-extras --strip-extras \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --constraint $(VENV)/torch \
-	  --output-file requirements.lock pyproject.toml
-	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/; /# via -c /d' requirements.lock
+lock: $(READY) ## renew requirements.lock within the ranges of pyproject.toml, torch as in torch.lock
+	sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' requirements.lock torch.lock > $(VENV)/pins.txt
+	$(COMPILE) --no-header --all-extras --allow-unsafe --constraint torch.lock \
+	  --output-file $(VENV)/pins.txt pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' $(VENV)/pins.txt
+	CUSTOM_COMPILE_COMMAND="make lock" $(COMPILE) --no-annotate --generate-hashes \
+	  --unsafe-package torch --unsafe-package pip \
+	  --output-file requirements.lock $(VENV)/pins.txt
+	sed -i -e '/^$$/,$$d' -e '6a # Install it with --no-deps, and torch.lock after it.' \
+	  requirements.lock
 
 clean: ## remove what make made, but not results/
 	rm -rf $(VENV) data

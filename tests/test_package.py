@@ -43,15 +43,19 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_what_is_imported_is_declared() -> None:
+def declared() -> set[str]:
+    """The packages that the project asks for, with all its extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    declared = {normal(re.split(r"[^\w.-]", word, maxsplit=1)[0]) for x in lists for word in x}
+    return {normal(re.split(r"[^\w.-]", word, maxsplit=1)[0]) for x in lists for word in x}
+
+
+def test_what_is_imported_is_declared() -> None:
     distributions = importlib.metadata.packages_distributions()
     for path, tree in trees():
         for name in {*imported(tree)} - sys.stdlib_module_names - {"crossfl"} - OPTIONAL:
             owners = {normal(owner) for owner in distributions[name]}
-            assert owners & declared, f"{path} imports {name}, and pyproject.toml lacks it"
+            assert owners & declared(), f"{path} imports {name}, and pyproject.toml lacks it"
 
 
 def test_text_has_an_encoding() -> None:
@@ -70,6 +74,17 @@ def test_text_has_an_encoding() -> None:
                 assert "encoding" in words, place
             if name in ("run", "Popen", "check_output"):
                 assert not {"text", "universal_newlines"} & words, place
+
+
+def test_every_pin_but_that_of_torch_has_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pin = r"^([\w.-]+)==\S+ \\\n(?:    --hash=sha256:[0-9a-f]{64}.*\n)+"
+    pins = re.findall(pin, lock, re.M)
+    assert len(pins) == len(re.findall("==", lock)) > 100
+    names = {normal(name) for name in pins}
+    torch = (ROOT / "torch.lock").read_text(encoding="utf-8")
+    assert re.fullmatch(r"(#.*\n)*torch==[\d.]+\n", torch)
+    assert declared() - names == {"torch"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """An engine that is not the one the plugin was written for is refused before anything runs."""
 
 import importlib.metadata
+import locale
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,20 @@ def test_a_method_that_is_gone_or_no_longer_wrapped_is_named(
             patch.setattr(owner, name, getattr(owner, name).__wrapped__)
             (missing,) = replay.missing_names()
             assert missing.startswith("the decorator @recoverable") and missing.endswith(name)
+
+
+@pytest.mark.parametrize(("encoding", "lines"), [("UTF-8", 0), ("utf8", 0), ("ISO-8859-1", 1)])
+def test_a_locale_that_is_not_utf8_is_said(
+    encoding: str,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(locale, "getpreferredencoding", lambda _: encoding)
+    monkeypatch.setattr("crossfl.engine.compatibility.logger.warning", warnings.append)
+    compatibility.warn_of_encoding()
+    assert len(warnings) == lines
+    assert all("ISO-8859-1" in line and "PYTHONUTF8=1" in line for line in warnings)
 
 
 @pytest.mark.engine

@@ -49,13 +49,15 @@ def testbed() -> Iterator[dict[str, Any]]:
 def python(testbed: dict[str, Any]) -> Path:
     """An environment that an ordinary user of a site can enter: the system's Python, our lock."""
     folder = Path(testbed["home"]).parent / "python"
-    lock = ROOT / "requirements.lock"
-    ready = folder / f"ready-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
+    locks = [ROOT / "requirements.lock", ROOT / "torch.lock"]
+    pins = b"".join(lock.read_bytes() for lock in locks)
+    ready = folder / f"ready-{hashlib.sha256(pins).hexdigest()[:16]}"
     if not ready.exists():
         subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
         install = [sys.executable, "-m", "pip", "--quiet", "--python", folder / "bin" / "python"]
         install += ["install", "--disable-pip-version-check"]
-        subprocess.run([*install, "-r", lock], check=True, timeout=SETUP_SECONDS)
+        for lock, more in zip(locks, (["--no-deps"], []), strict=True):
+            subprocess.run([*install, *more, "-r", lock], check=True, timeout=SETUP_SECONDS)
         ready.touch()
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)

@@ -191,6 +191,13 @@ def test_job_scripts(what: str, check: Check) -> None:
     assert row["status"] == "fail" and row["result"].startswith(message) and row["fix"]
 
 
+def test_a_job_script_without_an_interpreter(check: Check) -> None:
+    script = "{{streamflow_command}}\n"
+    for first, found in (("", True), ("#!/bin/bash -l\n", False)):
+        _, output = check(with_script, "--offline", "--format", "json", script=first + script)
+        assert (("karolina", "interpreter") in rows(output)) == found
+
+
 def test_a_job_script_without_the_command(check: Check) -> None:
     status, output = check(with_script, "--offline", "--format", "json", script="true\n")
     assert status == 1

@@ -6,8 +6,11 @@ plugins. Another version would fail in the middle of a run, where a facility has
 
 import importlib.metadata
 import importlib.util
+import locale
 from collections.abc import Iterable
 from pathlib import Path
+
+from streamflow.log_handler import logger
 
 from crossfl.errors import CrossFLError
 
@@ -39,6 +42,15 @@ def check_names(missing: Iterable[str]) -> None:
             f"the installed StreamFlow {VERSION} was changed: it lacks {', '.join(names)}, without "
             f"which a failed facility could not be recovered nor a failed run ended. Restore it: "
             f"pip install --force-reinstall --no-deps 'streamflow=={VERSION}'"
+        )
+
+
+def warn_of_encoding() -> None:
+    """Say where words of a job may fail: the engine reads files and starts steps in the locale."""
+    if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
+        logger.warning(
+            f"The locale is {locale.getpreferredencoding(False)}, and not UTF-8: the engine fails "
+            f"at words that it lacks. Set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
         )
 
 

@@ -82,13 +82,11 @@ class Interruption:
         Args:
             is_run: whether it is a run of a workflow, of which a journal may keep rounds.
         """
-        self._is_run = is_run
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._task = asyncio.current_task()
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._receive)
+        self._is_run, self._task = is_run, asyncio.current_task()
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
 
     @contextlib.contextmanager
     def running(self, deployment: str) -> Iterator[None]:
@@ -106,19 +104,27 @@ class Interruption:
             self._cancellations.append(cancellation)
         return cancellation
 
-    def summary(self) -> str:
-        """One line: what was ended, what is kept, and how to go on."""
+    def summary(self, *, late: bool = False) -> str:
+        """One line: what was ended, what is kept, and how to go on.
+
+        Args:
+            late: whether the run was given up before it had ended by itself.
+        """
         assert self.number is not None
+        left = [cancellation for cancellation in self._cancellations if cancellation.problem]
         queued = {c.deployment: f" ({c.scheduler} {' '.join(c.jobs)})" for c in self._cancellations}
-        names = sorted({*self._ended, *queued})
+        names = sorted({*self._ended, *queued} - {cancellation.deployment for cancellation in left})
         jobs = ", ".join(f"{name}{queued.get(name, '')}" for name in names)
-        parts = [f"ended the jobs at {jobs}" if names else "no job was going on"]
-        for left in self._cancellations:
-            if left.problem:
-                parts.append(
-                    f"{left.scheduler} jobs {' '.join(left.jobs)} at {left.deployment} could not "
-                    f"be cancelled, cancel them there: {left.problem}"
-                )
+        parts = [f"ended the jobs at {jobs}"] if names else []
+        parts += [
+            f"{c.scheduler} jobs {' '.join(c.jobs)} at {c.deployment} could not be cancelled, "
+            f"cancel them there: {c.problem}"
+            for c in left
+        ]
+        if not parts:
+            parts.append("no job was going on")
+        if late:
+            parts.append(f"it did not end within {LIMIT:.0f} s: look for jobs that are left")
         if kept := ", ".join(map(str, self.journals)):
             parts.append(f"finished rounds are kept in {kept}; the same command goes on from there")
         elif self._is_run:
@@ -168,16 +174,16 @@ class Interruption:
         """
         for number in SIGNALS:  # one more would change the status
             signal.signal(number, signal.SIG_IGN)
-        self._say()
+        self._say(late=False)
         raise SystemExit(self.status)
 
     def _give_up(self) -> None:
-        self._say()
+        self._say(late=True)
         os._exit(self.status)
 
-    def _say(self) -> None:
+    def _say(self, *, late: bool) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more
-            print(self.summary(), file=sys.stderr, flush=True)
+            print(self.summary(late=late), file=sys.stderr, flush=True)
 
 
 INTERRUPTION = Interruption()

@@ -27,6 +27,7 @@ class CrossFLPlugin(StreamFlowPlugin):
             asyncio.get_running_loop()
             INTERRUPTION.heed(is_run=True)
         compatibility.check_version()
+        compatibility.warn_of_encoding()
         # Not at the top: in another version of the engine these imports may fail.
         from streamflow.data import data_manager_classes
         from streamflow.deployment.connector import connector_classes
