@@ -6,7 +6,8 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from crossfl.engine.connectors.ssh import RefusedLoginError, SSHConnector
+from crossfl.engine.connectors.ssh import SSHConnector
+from crossfl.engine.connectors.ssh_connection import RefusedLoginError
 
 HOUR = 3600
 
