@@ -90,7 +90,8 @@ def test_what_has_a_prompt_is_cut_and_that_is_told(tmp_path: Path) -> None:
     assert pieces(encoded)[:2] == [datasets.encode(row, BYTES, 8) for row in rows[:2]]
     assert (encoded.cut, encoded.bad) == (1, [])
     (notice,) = encoded.notices
-    assert notice.startswith("1 samples are longer than training.sequence_length (8)")
+    assert notice.startswith("samples longer than training.sequence_length (8)")
+    assert notice.endswith("cut off: 1")
 
 
 def test_a_pass_over_long_texts_reads_all_of_them(task: Task, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_nothing_of_a_bad_sample_leaves(
     train(model, asked, training, spoilt / "out")
     evaluation = evaluate(model, asked, training, [], spoilt / "out")
     printed = capsys.readouterr().err
-    assert "3 rows of the dataset are left out; the first: " in printed
+    assert "rows of the dataset that are left out: 3; the first: " in printed
     assert "train.jsonl:11: the model's tokenizer cannot read a sample (Exception)" in printed
     assert evaluation.metrics is not None and evaluation.metrics.samples == 40
     for path in (spoilt / "out").rglob("*"):

@@ -86,8 +86,8 @@ class EncodedSamples:
         """What is not learnt from, in words that may leave the facility."""
         if self.cut:
             self.notices.append(
-                f"{self.cut:,} samples are longer than training.sequence_length ({length}): their "
-                "ends are cut off"
+                f"samples longer than training.sequence_length ({length}), of which the end is cut "
+                f"off: {self.cut:,}"
             )
         if tokenizer and any_chat(samples) and not _marks_turns(tokenizer):
             self.notices.append(UNMARKED)

@@ -91,7 +91,7 @@ class Samples(list[Sample]):
 
 def left_out(bad: Sequence[str], what: str) -> list[str]:
     """What to say of the rows that are left out, if any."""
-    return [f"{len(bad):,} rows of {what} are left out; the first: {bad[0]}"] if bad else []
+    return [f"rows of {what} that are left out: {len(bad):,}; the first: {bad[0]}"] if bad else []
 
 
 def check_share(good: int, reasons: list[str], what: str) -> None:
