@@ -54,3 +54,14 @@ async def test_what_has_to_be_finished_is_finished_before_it_is_cancelled() -> N
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done == [True]
+
+
+def test_a_signal_after_the_run_does_what_it_always_does() -> None:
+    interruption = Interruption()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interruption._receive(signal.SIGINT, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interruption.number is None

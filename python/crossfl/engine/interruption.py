@@ -138,7 +138,8 @@ class Interruption:
                 os.write(2, f"still ending the jobs, for {LIMIT:.0f} s at most\n".encode())
             return
         if self._task is None or self._task.done():
-            signal.signal(number, signal.SIG_DFL)
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
             signal.raise_signal(number)
             return
         self.number = signal.Signals(number)
