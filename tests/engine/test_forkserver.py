@@ -175,6 +175,27 @@ def test_finds_what_a_cold_step_finds_and_nothing_of_the_step_before(
     assert warm["temporary"] == str(tmp_path / "tmp")
 
 
+def test_streams_are_those_of_the_command(tmp_path: Path) -> None:
+    """Also where the engine prints into a file, and a step into a pipe; and errors at once."""
+    code = (
+        "import sys; [s.reconfigure(errors='backslashreplace') for s in (sys.stdout, sys.stderr)]; "
+        "print('out', sys.stdout.line_buffering); print('err', file=sys.stderr); print(WARM)"
+    )
+    saved = os.dup(1), os.dup(2)
+    with (tmp_path / "log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        with serving() as running:
+            found = outcome(start(code, running.folder))
+    finally:
+        for number, stream in enumerate(saved, 1):
+            os.dup2(stream, number)
+            os.close(stream)
+    assert found == (0, "out False\nTrue\n", "err\n")
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_draws_at_random_what_no_other_step_draws(server: ForkServer) -> None:
     code = "import random; print(random.random())"
     assert len({outcome(start(code, server.folder))[1] for _ in range(3)}) == 3

@@ -24,7 +24,12 @@ def become(request: dict[str, Any], streams: Sequence[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    # Those that Python made are of other files: where theirs could be sought in, and ours is a
+    # pipe, they fail as soon as they are configured.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(  # noqa: SIM115
+        2, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False
+    )
     sys.argv, sys.path[0] = request["argv"], request["path"]
     os.environ.clear()
     os.environ.update(request["environment"])
