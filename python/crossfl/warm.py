@@ -47,15 +47,21 @@ def _compile_patterns() -> None:
 
 
 def _forks_whole() -> bool:
-    """Whether a fork has all that this process has: there is one thread, and no GPU was touched.
+    """Whether a fork can do what this process could: one tries.
 
-    OpenBLAS starts threads when numpy is imported, and ends them before a fork.
+    OpenBLAS starts threads when numpy is imported, and ends them before the first fork. A fork has
+    no GPU where an import has asked the driver for one.
     """
     import torch
 
     process = os.fork()
     if process == 0:
-        os._exit(torch.cuda._is_in_bad_fork())
+        try:
+            if torch.accelerator.is_available():
+                torch.zeros(1, device=torch.accelerator.current_accelerator())
+            os._exit(torch.cuda._is_in_bad_fork())
+        finally:
+            os._exit(1)
     _, status = os.waitpid(process, 0)
     return status == 0 and len(list(Path("/proc/self/task").iterdir())) == 1
 

@@ -22,6 +22,7 @@ from crossfl.engine.forkserver import process
 from crossfl.engine.forkserver.client import LARGEST_MESSAGE, SOCKET
 from crossfl.engine.forkserver.process import ForkServer
 from crossfl.engine.forkserver.server import MOST
+from crossfl.engine.placement import runs_steps_here
 from crossfl.protocol.variables import FORKSERVER
 from tests.support.paths import ROOT
 
@@ -387,3 +388,24 @@ def test_an_engine_killed_takes_server_and_steps_along() -> None:
     assert ends_within(3, process)
     assert outcome(step)[0] == -signal.SIGKILL
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "starts"),
+    [(["crossfl.slurm", "crossfl.local"], True), (["crossfl.slurm", "local"], False), ([], False)],
+)
+def test_a_run_without_steps_here_needs_none(kinds: list[str], starts: bool) -> None:
+    document = {"deployments": {str(i): {"type": kind} for i, kind in enumerate(kinds)}}
+    assert runs_steps_here(document) == starts
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FORKSERVER, "")
+    assert ForkServer.shared() is None
+    monkeypatch.delenv(FORKSERVER)
+    monkeypatch.setattr(process, "MODULE", PROBE)
+    server = ForkServer.shared()
+    assert server is not None
+    assert ForkServer.shared() is server
+    ForkServer.release(at_once=True)
+    assert not server.folder.exists()

@@ -7,6 +7,8 @@ VM = "vm"
 """The deployment of the aggregation machine, which also stands in for absent facilities."""
 FILTER = "crossfl.facility"
 """The type of the binding filter that sends a job to the deployment of its facility."""
+LOCAL = "crossfl.local"
+"""The type of a deployment on the engine's machine."""
 
 
 def targets_of(binding: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
@@ -26,3 +28,9 @@ def routed(workflow: Mapping[str, Any], document: Mapping[str, Any]) -> set[str]
         if any(kinds.get(name) == FILTER for name in names):
             deployments |= {deployment for deployment, _ in targets_of(binding)}
     return deployments
+
+
+def runs_steps_here(document: Mapping[str, Any]) -> bool:
+    """Whether a deployment of a StreamFlow file is on the engine's machine."""
+    deployments = document.get("deployments") or {}
+    return any(deployment.get("type") == LOCAL for deployment in deployments.values())

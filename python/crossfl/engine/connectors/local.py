@@ -16,7 +16,7 @@ from streamflow.deployment.connector.local import LocalConnector as EngineLocalC
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.stand_in import StandsIn
-from crossfl.engine.forkserver.process import ForkServer
+from crossfl.engine.forkserver.process import ForkServer, search_path
 from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.private import UMASK
 from crossfl.engine.transfer import SafeCopies
@@ -50,7 +50,6 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
     _follower: ClassVar[Follower | None] = None
     _progress: ClassVar[int]
     _deployed: ClassVar[int] = 0
-    _server: ClassVar[ForkServer | None] = None
 
     def __init__(
         self,
@@ -68,7 +67,6 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
     ) -> None:
         super().__init__(deployment_name, config_dir, **config)
         self._lock: IO[str] | None = None
-        bin_directory = str(Path(sys.executable).parent)
         # Set even where there is nothing to say: the engine's own environment is no answer.
         self._environment = {
             variables.FACILITY: facility or "",
@@ -78,7 +76,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             variables.PROMPTS: "1" if facility and prompts else "",
             variables.ENGINE: str(os.getpid()),
             variables.DEPLOYMENT: deployment_name,
-            "PATH": os.pathsep.join([bin_directory, os.environ.get("PATH", "")]),
+            "PATH": search_path(),
         }
         # Not set where there is nothing to say: a floor of this machine is not to be lowered, and
         # its base models may be named for all facilities at once.
@@ -98,11 +96,10 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             except CrossFLError as error:
                 raise WorkflowDefinitionException(str(error)) from None
             INTERRUPTION.journals.append(Path(journal))
+        if server := ForkServer.shared():
+            self._environment[variables.FORKSERVER] = str(server.folder)
         cls = FacilityLocalConnector
         cls._deployed += 1
-        if cls._server is None and variables.FORKSERVER not in os.environ:
-            with contextlib.suppress(OSError):  # then every step starts by itself
-                cls._server = ForkServer({**os.environ, **self._environment})
         if cls._follower is None and variables.PROGRESS not in os.environ:
             # A file without a name: nothing is left of it, however the engine ends.
             cls._progress = os.memfd_create("crossfl-progress")
@@ -128,9 +125,7 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
                 if variables.DEPLOYMENT in process.environ():
                     process.terminate()
                     stopped = True
-        if cls._server is not None and not stopped:  # else it ends with the engine
-            cls._server.end()
-        cls._server = None
+        ForkServer.release(at_once=not stopped)
         if cls._follower is not None:
             cls._follower.stop()
             cls._follower = None
@@ -145,8 +140,6 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         locations = await super().get_available_locations(service)
         for location in locations.values():
             location.location.environment.update(self._environment)
-            if server := FacilityLocalConnector._server:
-                location.location.environment[variables.FORKSERVER] = str(server.folder)
         return locations
 
     @classmethod

@@ -1,5 +1,6 @@
 """The engine's side: the process of the server, from its start to its end."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,9 +9,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from crossfl.engine.forkserver.client import address
 from crossfl.engine.forkserver.passport import FREE_PREFIX
+from crossfl.protocol import variables
 
 MODULE = "crossfl.warm"
 WAITING = 64
@@ -28,6 +31,26 @@ class ForkServer:
     Raises:
         OSError: there can be no socket or no process.
     """
+
+    _shared: "ClassVar[ForkServer | None]" = None
+
+    @classmethod
+    def shared(cls) -> "ForkServer | None":
+        """The one of all local deployments, started now if there is none; None if none is wanted.
+
+        None as well where there can be none: every step then starts by itself.
+        """
+        if cls._shared is None and variables.FORKSERVER not in os.environ:
+            with contextlib.suppress(OSError):
+                cls._shared = cls({**os.environ, "PATH": search_path()})
+        return cls._shared
+
+    @classmethod
+    def release(cls, at_once: bool) -> None:
+        """Part from the shared one; where steps still run, it ends with this process."""
+        if cls._shared is not None and at_once:
+            cls._shared.end()
+        cls._shared = None
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="crossfl-forkserver-"))
@@ -48,9 +71,14 @@ class ForkServer:
 
     def end(self) -> None:
         """End it, with every step that still runs."""
-        self._process.terminate()
+        self._process.kill()  # it may be importing, and would heed no other signal for seconds
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def search_path() -> str:
+    """The PATH of steps on this machine: the commands of this Python come first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def _listening(folder: Path) -> socket.socket:

@@ -20,6 +20,8 @@ from streamflow.core.workflow import Job, Step, Token
 from streamflow.workflow.step import ExecuteStep, ScheduleStep, TransferStep
 from streamflow.workflow.token import JobToken, ListToken
 
+from crossfl.engine import placement
+from crossfl.engine.forkserver.process import ForkServer
 from crossfl.engine.recovery.closing import LateError, Stage
 from crossfl.engine.recovery.housekeeping import Housekeeping
 from crossfl.engine.recovery.jobs import facility_job, has_task, is_stood_in
@@ -46,6 +48,10 @@ class FacilityFailureManager(FailureManager):
 
     def __init__(self, context: StreamFlowContext, keepFailed: int = 3) -> None:
         super().__init__(context)
+        # Of a run, and not of a command about runs. While the engine reads the workflow, the imports
+        # of the first step can be under way.
+        if "path" in context.config and placement.runs_steps_here(context.config):
+            ForkServer.shared()
         self._policy = RecoveryPolicy()
         self._housekeeping = Housekeeping(context, keepFailed)
         self._replay = Replay(context, self._housekeeping)
@@ -60,6 +66,7 @@ class FacilityFailureManager(FailureManager):
 
     async def close(self) -> None:
         REGISTRY.leave(self._run)
+        ForkServer.release(at_once=True)  # if nothing was deployed
 
     async def is_recovering(self, job_name: str) -> bool:
         return False
