@@ -48,8 +48,8 @@ class FacilityFailureManager(FailureManager):
 
     def __init__(self, context: StreamFlowContext, keepFailed: int = 3) -> None:
         super().__init__(context)
-        # Of a run, and not of a command about runs. While the engine reads the workflow, the imports
-        # of the first step can be under way.
+        # Of a run, and not of a command about runs. While the engine reads the workflow, the
+        # imports of the first step can be under way.
         if "path" in context.config and placement.runs_steps_here(context.config):
             ForkServer.shared()
         self._policy = RecoveryPolicy()
