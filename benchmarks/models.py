@@ -354,7 +354,8 @@ or from its `config.json` alone. No architecture is known by its name. Each is a
   values of its tensors, the ids that its tokenizer gives to a set of texts, and its special tokens.
   What would be lost is refused by its name: a head that the architecture has no place for, a tied
   weight that differs, a tokenizer that transformers reads as another one beside this model. Every
-  tensor keeps its dtype, and a model without `generation_config.json` stays without it.
+  tensor keeps its dtype, and a model without `generation_config.json` stays without it. While this
+  goes on, the output folder holds the weights twice.
 * **When a facility loads it**, a forward pass of two samples of four tokens tells whether a token
   sees those behind it. Then it is no causal language model, and it is refused. With `packing`, a
   second pass tells whether samples in one row see each other. Then packing is refused. Neither pass

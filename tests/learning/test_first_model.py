@@ -253,6 +253,8 @@ def test_a_text_begins_as_the_tokenizer_says(adds: bool) -> None:
     [
         ({"model_type": "gemma3"}, r"a multimodal model \(gemma3: text_config, vision_config\)"),
         ({"model_type": "t5"}, r"'t5' \(it is an encoder with a decoder\)"),
+        ({"model_type": "git"}, r"a multimodal model \(git: vision_config\)"),
+        ({"model_type": "musicgen"}, r"an encoder with a decoder \(musicgen: audio_encoder"),
         ({"model_type": "bert"}, r"BertLMHeadModel is not a causal language model"),
         ({"model_type": "llama", "num_attention_heads": 3}, r"describes neither .*heads \(3\)"),
     ],

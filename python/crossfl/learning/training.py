@@ -1,4 +1,7 @@
-"""The training loop of one round at one facility: one process or many ranks."""
+"""The training loop of one round at one facility: one process or many ranks.
+
+It is one long module because all its parts share the state of one trainer.
+"""
 
 import contextlib
 import math
@@ -94,10 +97,10 @@ class Trainer:
             valid, tokenizer, training, self._disclosure, classes_of(network)
         )
         self._model = self._parallel.wrap(network)
-        if tokenizer is not None:
-            probe.check(self._model, self._parallel, training)
         self._parameters = learning(self._parallel.unwrap(self._model))
         self._optimizer = adamw(self._model, training, self._parallel.device)
+        if tokenizer is not None:  # not before: a pass may put whole weights for sharded ones
+            probe.check(self._model, self._parallel, training)
         self._anchors: list[Tensor] = []
         self._coming: list[Batch] = []
         self._energy = accounting.Energy(self._parallel.device)

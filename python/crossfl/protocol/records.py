@@ -1,7 +1,7 @@
 """The records that cross the workflow: who takes part, what is asked of it, how, what is kept.
 
 Each is one CWL record in `steps/types/` and one group of command-line flags; both follow from the
-declarations here.
+declarations here. The module is long because every field, limit and description stands here once.
 """
 
 import sys

@@ -171,9 +171,12 @@ def any_chat(samples: Sequence[Sample]) -> bool:
 @lru_cache(maxsize=4)
 def prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """What the tokenizer itself puts before a text: a begin-of-sequence token, or nothing."""
-    bare, whole = (
-        tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True)
-    )
+    try:
+        bare, whole = (
+            tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True)
+        )
+    except BaseException as error:
+        raise _failure(error, "the model's tokenizer cannot read a sample") from None
     if not bare:
         return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
     starts = range(len(whole) - len(bare) + 1)

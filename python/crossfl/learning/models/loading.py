@@ -27,6 +27,9 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 vision.register()
 
+SENSES = ("vision", "audio", "image", "speech")
+"""In the names of the parts of multimodal models."""
+
 
 def load(directory: Path, training: Training) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The model in fp32 and its tokenizer, from a verified model folder.
@@ -84,11 +87,16 @@ def kind_of(config: PreTrainedConfig) -> type[Any]:
     if classifies_images(config):
         return AutoModelForImageClassification
     kind = config.model_type
-    if config.get_text_config() is not config:
+    try:
+        composed = config.get_text_config() is not config
+    except ValueError:  # it has several
+        composed = True
+    if composed or any(sense in part for part in config.sub_configs for sense in SENSES):
         parts = ", ".join(sorted(name for name in config.sub_configs if hasattr(config, name)))
+        what = "an encoder with a decoder" if config.is_encoder_decoder else "a multimodal model"
         raise CrossFLError(
-            f"a multimodal model ({kind}: {parts}) is not supported, only a language model or an "
-            "image classifier by itself: take the language model of its family, if there is one"
+            f"{what} ({kind}: {parts}) is not supported, only a language model or an image "
+            "classifier by itself: take the language model of its family, if there is one"
         )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         encodes = " (it is an encoder with a decoder)" if config.is_encoder_decoder else ""

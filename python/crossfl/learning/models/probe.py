@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from crossfl.errors import CrossFLError
 from crossfl.learning.ranks import Parallel
@@ -42,6 +43,8 @@ def check(model: nn.Module, parallel: Parallel, training: Training) -> None:
         check_causal(network)
         if training.packing:
             check_packing(network)
+    if isinstance(network, FSDPModule):
+        network.reshard()  # a pass without gradients leaves whole weights in their place
 
 
 def check_causal(model: nn.Module) -> None:
