@@ -306,14 +306,12 @@ def _averaged(averaging: Averaging, number: int) -> dict[str, FacilityEntry]:
 
 def _excluded(excluded: Sequence[Exclusion]) -> dict[str, FacilityEntry]:
     return {
-        exclusion.facility: (
-            FacilityEntry(status=exclusion.status, reason=exclusion.reason)
-            if exclusion.manifest is None
-            else _stated(exclusion.manifest).replace(
-                status=exclusion.status, reason=exclusion.reason
-            )
+        e.facility: (
+            _stated(e.manifest).replace(status=e.status, reason=e.reason)
+            if e.manifest
+            else FacilityEntry(status=e.status, reason=e.reason)
         )
-        for exclusion in excluded
+        for e in excluded
     }
 
 

@@ -2,7 +2,8 @@
 
 The engine's connectors submit a job, ask from time to time whether it is still queued, and take the
 exit code they are shown when it is not. Here the state that the scheduler gives decides; a query
-that fails says nothing about the job, and is asked again; and no job outlives the run.
+that fails says nothing about the job, and is asked again; and no job outlives the run, but one that
+`Turns` keeps. The module is long because it extends one class of the engine.
 """
 
 from __future__ import annotations
