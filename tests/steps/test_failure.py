@@ -1,5 +1,6 @@
 """A failure at a facility: which of its words leave."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from crossfl.learning import datasets
 from crossfl.learning.datasets import reading
 from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
 from crossfl.protocol.records import Task, Training
-from crossfl.protocol.variables import DATA
+from crossfl.protocol.variables import ABSENT, DATA, LATE
 from crossfl.storage import manifest
 from tests.support.paths import ROUND
 from tests.support.processes import flags
@@ -102,3 +103,23 @@ def test_where_failures_stop_the_step_the_error_goes_on(
     with pytest.raises(ValueError, match=CANARY):
         _run("train", task, tmp_path / "out", "stop")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "verb", "status"),
+    [(ABSENT, "train", "absent"), (ABSENT, "evaluate", "absent"), (LATE, "train", "late")],
+)
+def test_a_stand_in_delivers_why_it_stands_in(
+    task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    verb: str,
+    status: str,
+) -> None:
+    reason = "Slurm job 7 waits in the queue (Priority)"
+    monkeypatch.setenv(variable, base64.b64encode(reason.encode()).decode())
+    assert _run(verb, task, tmp_path / "out") == 0
+    (delivered,) = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    stated = manifest.verify(delivered, KINDS[verb])
+    assert (stated.status, stated.reason) == (status, reason)

@@ -162,5 +162,6 @@ def main(args: argparse.Namespace) -> None:
     task, training = from_flags(args, Task), from_flags(args, Training)
     if not rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
         with failure.handled(args.on_failure, task, args.outdir / EVALUATION, absent):
+            place.check_present()
             evaluate(args.global_model, task, training, args.prompt, args.outdir)
     outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)

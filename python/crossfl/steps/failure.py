@@ -9,7 +9,7 @@ from pathlib import Path
 
 import crossfl
 from crossfl.errors import CrossFLError
-from crossfl.facility import launcher, place
+from crossfl.facility import launcher
 from crossfl.protocol.records import Task
 from crossfl.protocol.text import printable
 
@@ -32,7 +32,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 def handled(
     policy: str, task: Task, delivery: Path, absent: Callable[[Task, str, Path], object]
 ) -> Iterator[None]:
-    """Do what the policy says where the work inside fails, or a stand-in is to do it.
+    """Do what the policy says where the work inside fails.
 
     Args:
         policy: `stop` or `absent`.
@@ -42,7 +42,6 @@ def handled(
         absent: writes, into the folder of the delivery, that the facility is absent, and why.
     """
     try:
-        place.check_present()
         yield
     except Exception as error:
         if not delivery.exists():

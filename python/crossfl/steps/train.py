@@ -189,6 +189,7 @@ def main(args: argparse.Namespace) -> None:
         outputs.write(args.outdir, update=args.outdir / UPDATE)
         return
     with failure.handled(args.on_failure, task, args.outdir / UPDATE, absent):
+        place.check_present()
         if launcher.is_wanted():
             launcher.ranks(args.words, stop)
         else:
