@@ -8,6 +8,8 @@ NAME ?= bilingual
 REAL ?= ../shared/data
 COMPILE = $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links \
   --no-emit-trusted-host
+# Tests that share what a module sets up stay on one processor.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 # What failed last is remembered apart from what `make test` remembers, which may run beside them.
 ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
@@ -51,10 +53,10 @@ experiment-data: $(READY) ## the data of an experiment, by facility, in data/exp
 
 test: $(READY) ## lint, types and every test
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(AGAIN)
+	$(BIN)/python -m pytest $(PARALLEL) $(AGAIN)
 
 test-fast: $(READY) ## the tests that take about a minute, to run after every change
-	$(BIN)/python -m pytest -m fast $(AGAIN)
+	$(BIN)/python -m pytest -m fast $(PARALLEL) $(AGAIN)
 
 test-acceptance: $(READY) ## the default federation for real, and what each facility learns alone
 	$(BIN)/python -m pytest --override-ini addopts=-ra $(AGAIN) tests/acceptance/test_default_job.py

@@ -17,6 +17,7 @@ from crossfl.protocol.manifest import (
     UpdateManifest,
 )
 
+pytestmark = pytest.mark.slow
 MOST = 256
 """MiB."""
 PROBE = """\

@@ -26,6 +26,7 @@ from tests.support import fuzz
 from tests.support.federation import Federation, write_document
 from tests.support.page import Page
 
+pytestmark = pytest.mark.slow
 TRIES = 10_000
 MODEL = {"a": torch.zeros(4, 3)}
 METRICS = {
