@@ -24,6 +24,7 @@ from crossfl.engine.forkserver.process import ForkServer
 from crossfl.engine.forkserver.server import MOST
 from crossfl.engine.placement import runs_steps_here
 from crossfl.protocol.variables import FORKSERVER
+from tests.support.engine import heed_signals
 from tests.support.paths import ROOT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -53,7 +54,8 @@ def start(
     code: str, folder: Path | str = "", environment: Mapping[str, str] | None = None, **options: Any
 ) -> "subprocess.Popen[str]":
     """Start a step of a server; without a folder, a cold one."""
-    values: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    values: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    values |= {"preexec_fn": heed_signals} | options
     return subprocess.Popen(
         [sys.executable, "-m", PROBE, code],
         env={**ENVIRONMENT, **(environment or {}), FORKSERVER: str(folder)},

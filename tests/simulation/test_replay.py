@@ -152,13 +152,3 @@ def test_a_history_that_cannot_be_replayed(
 def test_rounds_that_close_early_need_queues_or_a_history(tmp_path: Path) -> None:
     with pytest.raises(CrossFLError, match=r"closes is running.*closes: all, or give a history"):
         simulate(_job(rules={"closes": "running"}), DATA, tmp_path / "out")
-
-
-def test_no_connector_can_keep_a_job_beyond_its_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["initialise", "--config", str(CWL / "config.json"), "--tokenizer", "bytes"]
-    words += ["--rounds", "2", "--closes", "3600", "--outdir", str(tmp_path / "out")]
-    assert cli.main(words) == cli.BAD_INPUT
-    assert "aggregation.closes is 3600" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -172,15 +172,24 @@ def any_chat(samples: Sequence[Sample]) -> bool:
 def prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """What the tokenizer itself puts before a text: a begin-of-sequence token, or nothing."""
     try:
-        bare, whole = (
-            tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True)
-        )
+        bare, whole = _plain_and_whole("a", tokenizer)
     except BaseException as error:
-        raise _failure(error, "the model's tokenizer cannot read a sample") from None
+        _failure(error, "the tokenizer has no token for this letter")
+        bare, whole = _plain_and_whole("", tokenizer)
     if not bare:
         return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
     starts = range(len(whole) - len(bare) + 1)
     return tuple(whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)])
+
+
+def _plain_and_whole(
+    text: str, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[int], list[int]]:
+    """Token ids of a text, without and with what the tokenizer puts around it."""
+    plain, whole = (
+        list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (False, True)
+    )
+    return plain, whole
 
 
 def _text(

@@ -40,7 +40,7 @@ def launch(words: list[str]) -> dict[str, Any]:
         done = subprocess.run(
             [*words, *own, sys.executable, "-c", RANK],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=LAUNCH_SECONDS,
         )
