@@ -16,3 +16,9 @@ class EncodingMetadata(msgspec.Struct, frozen=True):
 
     encoding: str = "fp32"
     topk_fraction: float = nan
+
+
+class BufferMetadata(msgspec.Struct, frozen=True):
+    """The metadata of a safetensors file: which of its tensors are buffers, as a JSON array."""
+
+    buffers: str = "[]"

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.model import BufferMetadata
 from crossfl.storage.json_limits import MOST_VALUES, count_values, unique
 
 DTYPES: dict[str, torch.dtype] = {
@@ -272,13 +274,15 @@ def _parse(header: bytes, size: int) -> Layout:
         position = entry.end
     if position != size:
         raise ValueError(f"the data end at byte {position}, the file at {size}")
-    return Layout(ordered, metadata, _buffers(metadata.get(BUFFERS, "[]"), entries))
+    return Layout(ordered, metadata, _buffers(metadata, entries))
 
 
-def _buffers(text: str, entries: Mapping[str, Entry]) -> frozenset[str]:
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its buffers are not an array of names")
+def _buffers(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> frozenset[str]:
+    try:
+        stated = msgspec.convert(metadata, BufferMetadata).buffers
+        names = msgspec.json.decode(stated, type=list[str])
+    except msgspec.MsgspecError:
+        raise ValueError("its buffers are not an array of names") from None
     if unknown := sorted(set(names) - entries.keys()):
         raise ValueError(f"it lists the buffer {unknown[0]!r}, which it does not hold")
     return frozenset(names)
