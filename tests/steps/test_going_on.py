@@ -104,7 +104,11 @@ def interrupt_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def interrupted(*arguments: Any) -> float:
         monkeypatch.setattr(Trainer, "_step", step)
-        signal.raise_signal(signal.SIGINT)
+        heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, heeded)
         return step(*arguments)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
