@@ -234,8 +234,9 @@ def test_durations_that_a_facility_states_break_nothing(turns: Turns, seconds: f
     assert timing.load == pytest.approx(min(3 * seconds, 1e9))
 
 
-def test_nobody_in_is_no_failure_where_jobs_go_on(tmp_path: Path) -> None:
-    turns = Turns(tmp_path, **EARLY)
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "diloco"])
+def test_nobody_in_is_no_failure_where_jobs_go_on(tmp_path: Path, optimizer: str) -> None:
+    turns = Turns(tmp_path, **EARLY | {"server_optimizer": optimizer})
     before = dict(weights(_model(turns)))
     outcome = turns.turn(a="late", b="late", c="late")
     assert isinstance(outcome, Waiting)

@@ -91,7 +91,7 @@ def stepping(
     a round of all.
     """
     rules = state.aggregation
-    if rules.waits_for_all or rules.server_optimizer not in WITH_MOMENTUM:
+    if rules.waits_for_all or rules.server_optimizer not in WITH_MOMENTUM or not updates:
         return state
     members = len(_members([u.facility for u in updates], state, allowances))
     whole, rate = rules.server_momentum, rules.learning_rate(optimizers.of(rules).LEARNING_RATE)

@@ -256,6 +256,8 @@ class Turns(ModelStore, QueueConnector, ABC):
         """Submit the job, unless there is one, and wait for its end; its id."""
         job_id = await self._submit_turn(request)
         self._outliving[request.job_name] = job_id
+        async with self._jobs_cache_lock:
+            self._jobs_cache.clear()  # an answer of before does not have the job
         try:
             while True:
                 async with self._jobs_cache_lock:
