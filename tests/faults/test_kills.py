@@ -23,7 +23,7 @@ from tests.support.faults import FULL
 from tests.support.paths import CWL, ROOT
 
 ROUNDS = 6
-KILLS = int(os.environ.get("FAULTS_KILLS", "60" if FULL else "20"))
+KILLS = int(os.environ.get("FAULTS_KILLS", "60" if FULL else "10"))
 STEP_SECONDS = 180
 """In which a run must get from one report of a step to the next."""
 WEIGHTS = Path("global_model", "model.safetensors")

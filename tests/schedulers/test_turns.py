@@ -16,6 +16,7 @@ import yaml
 
 from crossfl.protocol.history import RoundEntry, decode_line
 from tests.support.engine import Engine, streamflow, unset
+from tests.support.faults import FULL
 from tests.support.paths import DATA
 from tests.support.testbed import Site, bind, job_of, place_data
 
@@ -130,7 +131,7 @@ def test_no_facility_waits_for_the_queue_of_another(
     assert alpha.shell(f"scontrol show job {job}").count("JobState=COMPLETED") == 1
 
 
-@pytest.mark.parametrize("moment", ["queued", "running", "ended"])
+@pytest.mark.parametrize("moment", ["queued", "running", "ended"] if FULL else ["running"])
 def test_a_run_that_was_killed_collects_the_job_of_the_one_before(
     sites: dict[str, Site],
     alpha: Site,
