@@ -121,11 +121,13 @@ def test_another_bad_week(
 
     run = week.start()
     week.wait_for(alpha.jobs, run)
+    left = alpha.jobs()
     login.stop()  # during the job
     week.wait_for_round(1, run)
     login.start()
 
-    week.wait_for(alpha.jobs, run)
+    # Not before the job of round 1 has ended: its `srun` may wait for ever for the controller.
+    week.wait_for(lambda: (jobs := alpha.jobs()) and not {*left} & {*jobs}, run)
     login.restart_controller()
     week.wait_for_round(2, run)
 
