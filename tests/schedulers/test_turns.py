@@ -109,6 +109,8 @@ def test_no_facility_waits_for_the_queue_of_another(
     tmp_path: Path,
 ) -> None:
     federation = Federation([alpha, sites["beta"]], python, tmp_path, engine, rounds=4)
+    turns = f"mkdir -p {alpha.facts['workdir']}/turns && ls {alpha.facts['workdir']}/turns"
+    before = alpha.shell(turns)
     partition.set("DOWN")
     process = federation.start()
     federation.wait_for(lambda: federation.round() >= 3, process)
@@ -129,8 +131,7 @@ def test_no_facility_waits_for_the_queue_of_another(
     )
     federation.check_replay()
     assert alpha.jobs() == []
-    left = alpha.shell(f"ls {alpha.facts['workdir']}/turns").split()
-    assert left == [], "the turns are gone with the federation"
+    assert alpha.shell(turns) == before, "the turns are gone with the federation"
     assert alpha.shell(f"scontrol show job {job}").count("JobState=COMPLETED") == 1
 
 

@@ -111,7 +111,11 @@ grep -qs '"status": "absent"' {workdir}/update/manifest.json && echo absent
 echo "turn=$turn status=$(cat "$turn/status")"
 """
 
-SUBMITTED = "cat {folder}/submission/answer 2>/dev/null; true"
+# Prints what the scheduler answered, unless the job has ended.
+SUBMITTED = """\
+cd {folder} 2>/dev/null || exit 0
+[ -e taken/status ] || cat submission/answer 2>/dev/null || true
+"""
 
 FORGET = (
     REMOVE
