@@ -161,8 +161,8 @@ def test_another_bad_week(
     for number in (1, 3, 5, 6):
         assert parts[number - 1]["status"] == "absent", number
         assert "Deployment alpha" in parts[number - 1]["reason"]
-    # The update of the job that nobody could cancel was never taken for another's. The job itself may
-    # be there until its time limit: its `srun` waits for a controller that has restarted meanwhile.
+    # The update of the job that nobody could cancel was never taken for another's. The job itself
+    # may stay until its time limit: its `srun` waits for a controller that has restarted since.
     for job in alpha.jobs():
         alpha.cancel(job)
     alpha.wait_for_jobs(0, seconds=60)
