@@ -173,8 +173,8 @@ def prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """What the tokenizer itself puts before a text: a begin-of-sequence token, or nothing."""
     try:
         bare, whole = _plain_and_whole("a", tokenizer)
-    except BaseException as error:
-        _failure(error, "the tokenizer has no token for this letter")
+    except BaseException as error:  # it has no token for this letter
+        _check_fault(error)
         bare, whole = _plain_and_whole("", tokenizer)
     if not bare:
         return tuple(whole[:1]) if whole[:1] == [tokenizer.bos_token_id] else ()
@@ -264,14 +264,18 @@ def _tokenized(
 
 
 def _failure(error: BaseException, what: str) -> CrossFLError:
-    """What to say of an error, whose text may quote the data; an interrupt goes on instead.
+    """What to say of an error, whose text may quote the data; an interrupt goes on instead."""
+    _check_fault(error)
+    return CrossFLError(f"{what} ({type(error).__name__})")
+
+
+def _check_fault(error: BaseException) -> None:
+    """Let an error go on that is no fault of a library, such as an interrupt.
 
     The libraries in Rust panic with an error that is no `Exception`.
     """
-    name = type(error).__name__
-    if not isinstance(error, Exception) and name != "PanicException":
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-    return CrossFLError(f"{what} ({name})")
 
 
 def _marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
