@@ -4,6 +4,7 @@ Each is as its paper or its code has it; where both differ, both are here. They 
 machines and learn the same as ours, and share nothing else with it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Work:
     rate: float = 1.0
 
 
-class Peer:
+class Peer(ABC):
     """A server that is told of each delivery."""
 
     def __init__(self, machines: Machines, delta: Delta, model: Tensor) -> None:
@@ -54,9 +55,9 @@ class Peer:
 
         self.machines.submit(facility, steps, lambda job: steps, done, again)
 
+    @abstractmethod
     def delivered(self, job: BatchJob, work: Work, delta: Tensor) -> None:
         """Take in an update."""
-        raise NotImplementedError
 
     def step(self, change: Tensor) -> None:
         """Move the model."""

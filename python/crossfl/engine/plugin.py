@@ -8,7 +8,7 @@ from streamflow.ext.plugin import StreamFlowPlugin
 
 from crossfl.engine import compatibility, shutdown, terminal
 from crossfl.engine.interruption import INTERRUPTION
-from crossfl.engine.placement import FILTER
+from crossfl.engine.placement import FILTER, LOCAL
 
 
 class CrossFLPlugin(StreamFlowPlugin):
@@ -45,7 +45,7 @@ class CrossFLPlugin(StreamFlowPlugin):
         self.register_schema(files("crossfl.engine").joinpath("schemas", "base", "archive.json"))
         self.register_binding_filter(FILTER, FacilityFilter)
         self.register_failure_manager("crossfl.facility", FacilityFailureManager)
-        self.register_connector("crossfl.local", FacilityLocalConnector)
+        self.register_connector(LOCAL, FacilityLocalConnector)
         self.register_connector("crossfl.ssh", SSHConnector)
         self.register_connector("crossfl.slurm", SlurmConnector)
         self.register_connector("crossfl.pbs", PBSConnector)

@@ -32,6 +32,8 @@ BYTES = "bytes"
 Schedule = Literal["constant", "linear", "cosine"]
 Closing = Literal["all", "running", "first"] | Positive
 """When a round closes: a rule, or a number of seconds."""
+GRACE_SECONDS = 60.0
+"""For which a round stays open, unless something else is said."""
 INCREMENTAL = ("fedavg", "fedavgm", "diloco")
 """Server optimizers that can step for one update as well as for those of everybody."""
 
@@ -92,7 +94,7 @@ class Task(Record, frozen=True, kw_only=True):
     ] = "all"
     grace_seconds: Annotated[
         Seconds, doc("Seconds that the round stays open once running or first would close it.")
-    ] = 60.0
+    ] = GRACE_SECONDS
     quorum: Annotated[
         Positive, doc("Updates without which a round that need not wait for all stays open.")
     ] = 1
@@ -306,7 +308,7 @@ class Aggregation(Record, frozen=True, kw_only=True):
     ] = None
     grace_seconds: Annotated[
         Seconds, doc("Seconds that a round stays open once running or first would close it.")
-    ] = 60.0
+    ] = GRACE_SECONDS
     target_loss: Annotated[
         Number | None,
         doc("Stop when the mean validation loss (nats per token) is no more than this."),

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from crossfl.engine.placement import FILTER, VM
+from crossfl.engine.placement import FILTER, LOCAL, VM
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import JOURNAL
 from crossfl.sites.environment import MARK, Environment, fill, script
@@ -68,7 +68,7 @@ def compose(
         )
 
     deployments, targets, files = deploy([vm, *places], environments, out)
-    if deployments[vm.name]["type"] == "crossfl.local":
+    if deployments[vm.name]["type"] == LOCAL:
         deployments[vm.name]["config"]["journal"] = f"{JOURNAL}/{out.stem}"
     config = {"file": relative(workflow, out)} | ({"settings": relative(job, out)} if job else {})
     bindings: list[dict[str, Any]] = [{"step": "/", "target": targets[vm.name]}]

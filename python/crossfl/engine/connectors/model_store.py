@@ -21,14 +21,15 @@ from typing import Any
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 from streamflow.core.utils import random_name
-from streamflow.deployment.connector.queue_manager import QueueManagerConnector
-from streamflow.deployment.wrapper import get_inner_location
 
+from crossfl.engine.connectors.queue import QueueConnector
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import MANIFEST
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.storage import manifest
 
+COPY_SECONDS = 3600
+"""A model that takes longer to place at a site, where it may have to be copied, is not placed."""
 MODELS_KEPT = 2
 """Models that stay at a site for a later attempt; a job that waits has links of its own."""
 
@@ -42,8 +43,8 @@ ls -1td -- [0-9a-f]* | tail -n +{first} | while read -r old; do rm -rf -- "$old"
 """
 
 
-class ModelStore(QueueManagerConnector, ABC):
-    """To be inherited from before the engine's connector: sends models when jobs need them."""
+class ModelStore(QueueConnector, ABC):
+    """A queue manager that sends models when its jobs need them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,30 +91,26 @@ class ModelStore(QueueManagerConnector, ABC):
             target=shlex.quote(dst),
             first=MODELS_KEPT + 1,
         )
-        if await self.shell(link, location) == 0:
+        if await self._status_of(link, location) == 0:
             return
         arrival = store / f".{random_name()}"
         try:
             await super().copy_local_to_remote(str(src), str(arrival), [location])
             rename = f"rm -rf {digest} && mv -T {arrival.name} {digest}"
-            await self.shell(f"cd {shlex.quote(str(store))} && {rename}", location)
+            await self._status_of(f"cd {shlex.quote(str(store))} && {rename}", location)
         except BaseException:
-            await asyncio.shield(self.shell(f"rm -rf {shlex.quote(str(arrival))}", location))
+            await asyncio.shield(self._status_of(f"rm -rf {shlex.quote(str(arrival))}", location))
             raise
-        if (status := await self.shell(link, location)) != 0:
+        if (status := await self._status_of(link, location)) != 0:
             raise WorkflowExecutionException(
                 f"Deployment {self.deployment_name}: a model was sent and cannot be placed in "
                 f"{dst} (status {status}): look at the space and the rights of {store}"
             )
 
-    async def shell(self, script: str, location: ExecutionLocation) -> int:
+    async def _status_of(self, script: str, location: ExecutionLocation) -> int:
         """Run a script on the login node; its exit status."""
-        answer = await self.connector.run(
-            location=get_inner_location(location),
-            command=["sh", "-c", shlex.quote(script)],
-            capture_output=True,
-        )
-        return answer[1] if answer else 1
+        _, status = await self._ask(location, "sh", "-c", script, seconds=COPY_SECONDS)
+        return status
 
 
 def _is_model(path: Path) -> bool:

@@ -37,7 +37,6 @@ from streamflow.log_handler import logger
 
 from crossfl.engine.connectors import submission
 from crossfl.engine.connectors.model_store import ModelStore
-from crossfl.engine.connectors.queue import QueueConnector
 from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
 from crossfl.engine.recovery.housekeeping import RANDOM_NAME
 from crossfl.engine.recovery.registry import REGISTRY
@@ -177,7 +176,7 @@ def published(request: Request) -> dict[str, str]:
     }
 
 
-class Turns(ModelStore, QueueConnector, ABC):
+class Turns(ModelStore, ABC):
     """A queue manager whose jobs may outlive the round that asked for them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

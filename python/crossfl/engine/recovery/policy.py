@@ -48,8 +48,7 @@ class JobRecord:
         hopeless: whether further attempts are pointless, however many the task allows.
         absence: why its facility is absent, once the stand-in does the job.
         late: how far the job was when its round closed without it.
-        queue_timeout: seconds that the job may wait in its queue, where its task sets them.
-        turn: what the round asks of the facility.
+        job: what the task of the job says, once that was noted.
         verdict: what the scheduler said about the attempt that has just ended.
     """
 
@@ -57,8 +56,7 @@ class JobRecord:
     hopeless: bool = False
     absence: str | None = None
     late: str | None = None
-    queue_timeout: int | None = None
-    turn: Turn | None = None
+    job: FacilityJob | None = None
     verdict: str | None = None
 
 
@@ -72,8 +70,7 @@ class RecoveryPolicy:
 
     def note_task(self, job: FacilityJob) -> None:
         """Remember what a job's connector needs to know, which sees the name of the job only."""
-        record = self._records[job.name]
-        record.queue_timeout, record.turn = job.queue_timeout, job.turn
+        self._records[job.name].job = job
         if job.turn:
             self.rounds.enter(job.turn)
 
@@ -132,10 +129,10 @@ class RecoveryPolicy:
         if record.late is not None:
             record.absence = record.late
             return record.absence
-        if job.turn:
-            self.rounds.note(job.turn, Stage.ABSENT)
         if not record.reasons:
             raise ValueError(f"{job.name} has not failed, so {job.facility} is not absent from it")
+        if job.turn:
+            self.rounds.note(job.turn, Stage.ABSENT)
         count = len(record.reasons)
         record.absence = record.reasons[-1] + (f" (attempt {count})" if count > 1 else "")
         return record.absence
@@ -150,11 +147,13 @@ class RecoveryPolicy:
 
     def turn(self, job_name: str) -> Turn | None:
         """What the round asks of the facility of a job; None where its task was not noted."""
-        return self._records[job_name].turn
+        job = self._records[job_name].job
+        return job.turn if job else None
 
     def queue_timeout(self, job_name: str) -> int | None:
         """Seconds that a job may wait in its queue; None where its task leaves that open."""
-        return self._records[job_name].queue_timeout
+        job = self._records[job_name].job
+        return job.queue_timeout if job else None
 
 
 def describe(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crossfl.engine.placement import LOCAL
 from crossfl.errors import CrossFLError
 from crossfl.protocol import variables
 from crossfl.sites.check.findings import Base, Finding, Result, Site
@@ -29,7 +30,7 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
                 if (name := connection.get(key)) and (problem := _problem(site, connection, key)):
                     remedy = site.setting(setting) if setting else f"correct its `{key}`"
                     yield f"{key} {_path(site, name)} {problem}", remedy
-    for key in MADE if site.kind == "crossfl.local" else ():
+    for key in MADE if site.kind == LOCAL else ():
         if name := site.config.get(key):
             path = _path(site, name)
             nearest = next(p for p in (path, *path.parents) if p.exists())
@@ -40,7 +41,7 @@ def problems(site: Site) -> Iterator[tuple[str, str]]:
 
 def examine(site: Site) -> Iterator[Result]:
     """Check the datasets and the base models of a facility on this machine."""
-    if site.kind == "crossfl.local":
+    if site.kind == LOCAL:
         for name in dict.fromkeys(site.datasets):
             yield Result(site.name, f"dataset {name}", *_dataset(site, name))
         for base in dict.fromkeys(site.bases):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossfl.engine.placement import LOCAL
 from crossfl.sites.check import files
 from crossfl.sites.check.findings import Result, Site
 from crossfl.sites.environment import PLACEHOLDER
@@ -25,7 +26,7 @@ def examine(site: Site) -> Iterator[Result]:
     yield _settings(site, text)
     yield from files.examine(site)
     if site.script is None:
-        if site.kind != "crossfl.local":
+        if site.kind != LOCAL:
             warning = "the binding names no service: jobs run without one"
             remedy = "bind to a service, whose file is the job script"
             yield Result(site.name, "job script", "warn", warning, remedy)

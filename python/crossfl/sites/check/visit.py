@@ -18,6 +18,7 @@ from streamflow.core.exception import WorkflowExecutionException
 from crossfl.engine.connectors.login_shell import interpreter
 from crossfl.engine.connectors.ssh import SSHConnector
 from crossfl.engine.connectors.ssh_connection import HostKeyError
+from crossfl.engine.placement import LOCAL
 from crossfl.protocol import variables
 from crossfl.sites.check import probe
 from crossfl.sites.check.answers import (
@@ -79,7 +80,7 @@ class Visit:
         await self.check("clock", self._clock)
         await self.check("work folder", partial(self._workdir, room))
         root, models = await self._environment()
-        if self.site.kind != "crossfl.local":  # whose files have been looked at without asking
+        if self.site.kind != LOCAL:  # whose files have been looked at without asking
             for name in self.site.datasets:
                 await self.check(f"dataset {name}", partial(self._dataset, name, root))
             for base in dict.fromkeys(self.site.bases):
