@@ -88,6 +88,13 @@ class Task(Record, frozen=True, kw_only=True):
         Positive | None,
         doc("Seconds that the job may wait in the queue; unset, as its deployment says."),
     ] = None
+    walltime_seconds: Annotated[
+        Positive | None,
+        doc(
+            "Walltime to ask the scheduler for, in seconds, where the planner knows how long the "
+            "job takes; unset, that of the job template."
+        ),
+    ] = None
     closes: Annotated[
         Closing,
         doc("When the round closes, as `aggregation.closes` says; the job may then be late."),

@@ -1,10 +1,13 @@
 """Steps by measured speed: the same time everywhere, whatever anybody states."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossfl.errors import CrossFLError
+from crossfl.protocol.fields import LARGEST_INT
 from crossfl.protocol.records import Aggregation, Facility, Training
 from crossfl.protocol.state import FacilityLedger, ServerState, Timing
 from crossfl.server.planning import equal_time
@@ -46,7 +49,25 @@ def test_no_statement_asks_for_more_than_a_factor(
     number = equal_time.steps(timings, 600.0, usual)
     assert usual / equal_time.LARGEST_FACTOR <= number <= usual * equal_time.LARGEST_FACTOR
     expected = load + number * equal_time.seconds_per_step(timings)
-    assert equal_time.walltime(timings, number) >= expected + equal_time.SPARE_SECONDS
+    asked = equal_time.walltime(timings, number)
+    assert asked >= expected + equal_time.SPARE_SECONDS or asked == LARGEST_INT
+
+
+def test_the_task_asks_for_the_walltime_of_its_steps_where_a_job_is_known() -> None:
+    rules = Aggregation(planner="equal_time")
+    for aggregation, known in (
+        (rules, math.ceil(1.25 * (60 + 25 * 24) + 300)),
+        (Aggregation(), None),
+    ):
+        state = ServerState(
+            rounds=9, aggregation=aggregation, started=STARTED,
+            model="0" * 64, round=3, ledger={"a": _known(24.0)},
+        )  # fmt: skip
+        members = [Facility(name=name, dataset="d") for name in "ab"]
+        tasks = plan(state, members, 25, Training(), "train").tasks
+        assert [task.walltime_seconds for task in tasks] == [known, None]
+        tasks = plan(state, members, 25, Training(), "evaluate").tasks
+        assert [task.walltime_seconds for task in tasks] == [None, None]
 
 
 def test_the_schedule_goes_on_from_the_steps_that_counted() -> None:

@@ -6,9 +6,11 @@ it states, it is asked for no more than `LARGEST_FACTOR` times the steps of the 
 less than that part of them.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 
+from crossfl.protocol.fields import LARGEST_INT
 from crossfl.protocol.state import ServerState, Timing
 
 LARGEST_FACTOR = 8
@@ -49,9 +51,13 @@ def steps(timings: Sequence[Timing], seconds: float, usual: int) -> int:
     return most if each * most <= seconds else max(least, round(seconds / each))
 
 
-def walltime(timings: Sequence[Timing], number: int) -> float:
-    """Seconds of walltime to ask for a job of so many steps; some, where nothing is known."""
-    return MARGIN * (load_of(timings) + number * seconds_per_step(timings)) + SPARE_SECONDS
+def walltime(timings: Sequence[Timing], number: int) -> int:
+    """Whole seconds of walltime to ask for a job of so many steps; the facility's jobs are known.
+
+    They exceed what the job is expected to take, but for what no CWL `int` holds.
+    """
+    expected = load_of(timings) + number * seconds_per_step(timings)
+    return math.ceil(min(MARGIN * expected + SPARE_SECONDS, LARGEST_INT))
 
 
 def seconds_per_step(timings: Sequence[Timing]) -> float:

@@ -89,6 +89,7 @@ def _task(state: ServerState, facility: Facility, steps: int, number: int, train
     if not rules.waits_for_all or rules.planner != "fixed":
         position = ledger.steps
         schedule = ledger.steps + steps * (state.rounds - state.finished)
+    known = ledger.timings if rules.planner == "equal_time" and trains else ()
     return Task(
         facility=facility.name,
         dataset=facility.dataset,
@@ -104,6 +105,7 @@ def _task(state: ServerState, facility: Facility, steps: int, number: int, train
         federation=state.federation,
         attempts=facility.attempts,
         queue_timeout=facility.queue_timeout,
+        walltime_seconds=equal_time.walltime(known, steps) if known else None,
         closes=state.aggregation.closes,
         grace_seconds=state.aggregation.grace_seconds,
         quorum=state.aggregation.quorum or 1,

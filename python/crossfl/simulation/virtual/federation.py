@@ -254,9 +254,9 @@ class Federation:
         def lost(job: BatchJob, preempted: bool) -> None:
             self._lost(held, preempted)
 
-        steps = self._newest[facility][-1][1].local_steps
-        known = self.state.ledger_of(facility).timings
-        job = self.machines.submit(facility, steps, begin, end, lost, known)
+        task = self._newest[facility][-1][1]
+        walltime = task.walltime_seconds
+        job = self.machines.submit(facility, task.local_steps, begin, end, lost, walltime)
         held = self._jobs[facility] = Held(job, failures)
 
     def _begin(self, held: Held) -> int:

@@ -1,6 +1,6 @@
 """The machines of a federation in virtual time: jobs that wait, run, fail and deliver."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from numpy.random import default_rng
@@ -104,7 +104,7 @@ class Machines:
         begin: Callable[[BatchJob], int],
         end: Callable[[BatchJob], None],
         lost: Callable[[BatchJob, bool], None],
-        timings: Sequence[Timing] = (),
+        walltime: int | None = None,
     ) -> BatchJob:
         """Submit a job, once the model has been sent.
 
@@ -114,12 +114,12 @@ class Machines:
             begin: called when it starts; gives the steps to train.
             end: called when its update has arrived.
             lost: called when it fails, or (True) is preempted.
-            timings: the facility's last jobs, if the server knows any.
+            walltime: seconds to ask for; None, what such a job takes there, with a margin.
         """
         site = self.sites[facility]
         each = Timing(steps=1, train=site.seconds_per_step, load=site.load_seconds)
-        walltime = max(equal_time.walltime(known, steps) for known in ([each], timings or [each]))
-        request = Request(site.nodes, walltime, lambda: self._start(job))
+        asked = walltime or equal_time.walltime([each], steps)
+        request = Request(site.nodes, asked, lambda: self._start(job))
         queued = self.clock.now + site.transfer_seconds
         job = BatchJob(
             facility=facility, begin=begin, end=end, lost=lost, request=request, queued=queued
