@@ -90,7 +90,7 @@ def test_a_later_turn_collects_what_an_earlier_one_asked_for(site: Site) -> None
     assert (Path(second.workdir) / "made").read_text() == "1\n"
     assert site.look(third) == ""
     assert not Path(first.workdir).exists()
-    assert (Path(second.workdir) / "made").exists()
+    assert not Path(second.workdir).exists(), "the round that collected it is over"
 
 
 def test_a_job_that_runs_keeps_its_turn(site: Site) -> None:
@@ -114,6 +114,32 @@ def test_a_run_that_was_killed_collects_again(site: Site) -> None:
     assert site.look(again) == "ended"
     assert site.collect(again) == "1"
     assert (Path(again.workdir) / "made").read_text() == "1\n"
+
+
+def test_a_collection_that_was_cut_off_is_done_again(site: Site) -> None:
+    first, second = site.request(1), site.request(2)
+    site.publish(first)
+    site.job(first)
+    turn = site.place / (site.place / "taken").readlink()
+    # It noted where the outputs go, and was ended before it moved them, or after.
+    (turn / "made").write_text(f"{second.workdir}\n{first.workdir}\n")
+    Path(second.workdir).rmdir()
+    assert site.collect(second) == "1"
+    assert site.collect(second) == "1"
+    assert (Path(second.workdir) / "made").read_text() == "1\n"
+    third = site.request(2)
+    assert site.collect(third) == "1"
+    assert (Path(third.workdir) / "made").read_text() == "1\n"
+
+
+def test_a_turn_that_is_published_twice_stays(site: Site) -> None:
+    first = site.request(1)
+    values = turns.published(first)
+    for _ in range(2):  # the connection was lost in the midst of the first
+        assert site.run(PUBLISH, first, **values) == ("", 0)
+    assert site.job(first) == 0
+    assert site.run(PUBLISH, first, **values) == ("", 0), "the job started meanwhile"
+    assert site.collect(first) == "1"
 
 
 def test_a_turn_that_failed_is_published_anew(site: Site) -> None:

@@ -6,15 +6,13 @@ attempt at the facility failed and its login node still does not answer.
 
 from collections.abc import MutableSequence
 from importlib.resources import files
-from typing import Any
 
 from streamflow.core.deployment import BindingFilter, Target
 from streamflow.core.exception import UnrecoverableWorkflowException, WorkflowDefinitionException
 from streamflow.core.workflow import Job
-from streamflow.deployment.future import FutureConnector
-from streamflow.deployment.wrapper import ConnectorWrapper
 from streamflow.log_handler import logger
 
+from crossfl.engine.connectors.presence import deployed, probe
 from crossfl.engine.placement import VM
 from crossfl.engine.recovery.jobs import TASK, facility_job, has_task
 from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
@@ -64,13 +62,16 @@ async def _is_absent(job: Job, run: RunRecovery) -> bool:
     """Whether the stand-in has to do a job, which is then told why.
 
     A facility that is down is asked first whether it answers: a job is not spent on one that does
-    not.
+    not. The engine places one job after another, so a connector whose jobs ask by themselves is
+    not asked here.
     """
     policy, work = run.policy, facility_job(job)
     policy.note_task(work)
     if policy.is_down(work.facility) and not policy.is_exhausted(work):
+        connector = run.deployments.get_connector(work.facility)
         try:
-            await probe(run.deployments.get_connector(work.facility))
+            if not getattr(deployed(connector), "asks_itself", False):
+                await probe(connector)
         except UnrecoverableWorkflowException:
             raise
         except Exception as error:
@@ -80,16 +81,6 @@ async def _is_absent(job: Job, run: RunRecovery) -> bool:
     reason = policy.declare_absent(work)
     logger.warning(f"{work.facility} is absent from {work.name}: {reason}")
     return True
-
-
-async def probe(connector: Any) -> None:
-    """Ask a connector, or the one inside it, whether its host answers; raises where it does not."""
-    while isinstance(connector, ConnectorWrapper | FutureConnector):
-        # A deployment that nothing has used yet holds nothing, and cannot be asked.
-        lazy = isinstance(connector, FutureConnector)
-        connector = connector._connector if lazy else connector.connector
-    if ask := getattr(connector, "probe", None):
-        await ask()
 
 
 def _facility(job: Job) -> str:

@@ -14,15 +14,15 @@ from __future__ import annotations
 import asyncio
 import shlex
 from abc import ABC
-from collections.abc import MutableSequence
+from collections.abc import Collection, Iterable, MutableSequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from streamflow.core.deployment import ExecutionLocation
+from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 from streamflow.core.utils import random_name
 
-from crossfl.engine.connectors.queue import QueueConnector
+from crossfl.engine.connectors.deferred import DeferredFolders
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import MANIFEST
 from crossfl.protocol.manifest import ModelManifest
@@ -43,13 +43,15 @@ ls -1td -- [0-9a-f]* | tail -n +{first} | while read -r old; do rm -rf -- "$old"
 """
 
 
-class ModelStore(QueueConnector, ABC):
+class ModelStore(DeferredFolders, ABC):
     """A queue manager that sends models when its jobs need them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._unsent: dict[str, str] = {}
-        """Models that the engine has asked for, by the path at the site where jobs look."""
+        self._models: dict[str, str] = {}
+        """Where each model lies here, by the path at the site where a job looks for it."""
+        self._unsent: set[str] = set()
+        """The paths to which nothing was brought yet."""
         self._sending = asyncio.Lock()
 
     async def copy_local_to_remote(
@@ -60,24 +62,56 @@ class ModelStore(QueueConnector, ABC):
         read_only: bool = False,
     ) -> None:
         if read_only and _is_model(Path(src)):
-            self._unsent[dst] = src
+            self._promise(src, dst)
         else:
             await super().copy_local_to_remote(src, dst, locations, read_only)
 
-    async def send_models(self, location: ExecutionLocation, root: PurePosixPath) -> None:
-        """Bring the models that jobs were promised to the paths where they look for them.
+    async def copy_remote_to_remote(
+        self,
+        src: str,
+        dst: str,
+        locations: MutableSequence[ExecutionLocation],
+        source_location: ExecutionLocation,
+        source_connector: Connector | None = None,
+        read_only: bool = False,
+    ) -> None:
+        if read_only and source_location in locations and (model := self._models.get(src)):
+            self._promise(model, dst)  # another attempt, or a job of the same model
+        else:
+            await super().copy_remote_to_remote(
+                src, dst, locations, source_location, source_connector, read_only
+            )
 
-        Args:
-            location: where the jobs run.
-            root: the work folder there.
+    def _promise(self, src: str, dst: str) -> None:
+        self._models[dst] = src
+        self._unsent.add(dst)
 
-        Raises:
-            WorkflowExecutionException: one could not be sent; the next call tries again.
-        """
+    async def begin(
+        self,
+        location: ExecutionLocation,
+        job_name: str,
+        root: PurePosixPath,
+        folders: Collection[str] | None = None,
+    ) -> None:
+        """Bring the models, too, that jobs were promised to the paths where they look for them."""
+        await super().begin(location, job_name, root, folders)
         async with self._sending:
-            for dst, src in list(self._unsent.items()):
-                await self._send(Path(src), dst, root / "models", location)
-                del self._unsent[dst]
+            for dst in self._unsent_in(folders):
+                await self._send(Path(self._models[dst]), dst, root / "models", location)
+                self._unsent.discard(dst)
+
+    def forget(self, folders: Iterable[str]) -> None:
+        folders = list(folders)
+        super().forget(folders)
+        self._unsent.difference_update(self._unsent_in(folders))
+
+    def _unsent_in(self, folders: Collection[str] | None) -> list[str]:
+        if folders is None:
+            return sorted(self._unsent)
+        roots = [PurePosixPath(folder) for folder in folders]
+        return sorted(
+            d for d in self._unsent if any(PurePosixPath(d).is_relative_to(r) for r in roots)
+        )
 
     async def _send(
         self, src: Path, dst: str, store: PurePosixPath, location: ExecutionLocation

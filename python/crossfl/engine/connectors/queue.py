@@ -110,12 +110,14 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
     ) -> tuple[str, int]:
         """Run a command on the login node, and give what it prints (errors too) and its status.
 
-        ``timeout`` runs at the site, so that a scheduler that does not answer does not block the
-        shell that all commands share.
+        ``timeout`` runs at the site, so that nothing is left there of a scheduler that does not
+        answer. The command has a session of its own: the shell that the engine's commands share
+        would wait for it, and show the next one what is left of a command that was given up.
         """
         answer = await self.connector.run(
             location=get_inner_location(location),
             command=["timeout", str(seconds), shlex.join(words), "2>&1"],
+            stdin=asyncio.subprocess.DEVNULL,
             capture_output=True,
         )
         if answer is None:

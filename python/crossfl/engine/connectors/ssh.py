@@ -28,6 +28,7 @@ from streamflow.deployment.connector.ssh import SSHConnector as EngineSSHConnect
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.login_shell import Session, Sessions
+from crossfl.engine.connectors.presence import WITHOUT_HARDWARE
 from crossfl.engine.connectors.ssh_connection import PROBE_SECONDS, Context, UnreachableError
 from crossfl.engine.connectors.stand_in import StandsIn
 from crossfl.engine.private import UNDER_UMASK, PrivateFolders, heeding_umask
@@ -140,8 +141,9 @@ class SSHConnector(StandsIn, PrivateFolders, SafeStreams, EngineSSHConnector):
         """
         try:
             locations: MutableMapping[str, AvailableLocation]
-            locations = await super().get_available_locations(service)
-            return locations
+            if not WITHOUT_HARDWARE.get():
+                locations = await super().get_available_locations(service)
+                return locations
         except UnreachableError as error:
             logger.warning(str(error))
         return {

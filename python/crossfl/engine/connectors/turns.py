@@ -9,23 +9,30 @@ has made of it. At the site there is one folder for each facility of a federatio
         job              what the scheduler runs
         submission/      what the scheduler answered; see `SubmitOnce`
         <turn>/command   what this round asks for
-        <turn>/folders   the engine's folders for this turn, that of its outputs first
+        <turn>/folders   the engine's folders for this turn
+        <turn>/made      where its outputs may lie; they are in the first of these that is there
         <turn>/status    exit status of the command
         next             link to the turn that the job is to take when it starts
         taken            link to the turn that the job has taken
         collected        the round that has the outputs
 
 All that matters is at the site. A run that was killed and started again finds the job there.
+Every script may run twice, and may be cut off: the next time, it does the rest.
+
+What a job needs is sent by an *errand*, which outlives its round, too: over a slow line, an upload
+that began anew in every round would never be over. A later round waits for it, and sends the
+newest model after it if the job has not started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
 import shlex
 from abc import ABC
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Iterator, MutableMapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,13 +43,16 @@ from streamflow.core.utils import create_command, random_name
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors import submission
-from crossfl.engine.connectors.model_store import ModelStore
+from crossfl.engine.connectors.model_store import COPY_SECONDS, ModelStore
+from crossfl.engine.connectors.queue import CANCEL_SECONDS
 from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
 from crossfl.engine.recovery.housekeeping import RANDOM_NAME
 from crossfl.engine.recovery.registry import REGISTRY
 
 WATCH_SECONDS = 1.0
 """How often a job that may be late asks whether its round is over."""
+SILENCE_SECONDS = 5.0
+"""A job of which the site has said nothing for so long is not known to run."""
 ENDED = re.compile(r"^turn=(\d+)-\S+ status=(\d+)$", re.MULTILINE)
 
 # A job that is started a second time, because the scheduler requeued it, goes on with its turn.
@@ -61,7 +71,7 @@ exit "$status"
 REMOVE = """\
 remove() {{
     case $1 in [0-9]*) ;; *) return 0 ;; esac
-    while IFS= read -r engine; do rm -rf -- "$engine"; done < "$1/folders"
+    cat "$1/folders" "$1/made" 2>/dev/null | while IFS= read -r old; do rm -rf -- "$old"; done
     rm -rf -- "$1"
 }}
 """
@@ -82,28 +92,31 @@ fi
 """
 )
 
-# The turn that is replaced is removed, unless the job took it this moment.
+# The turn that is replaced is removed, unless the job took it this moment, or it is this one.
 PUBLISH = (
     REMOVE
     + """\
 mkdir -p {folder}/{turn} && cd {folder} || exit 83
-printf %s {command} | base64 -d > {turn}/command
 printf '%s\\n' {folders} > {turn}/folders
-printf %s {job} | base64 -d > job
+printf '%s\\n' {workdir} > {turn}/made
+printf %s {command} | base64 -d > {turn}/.command && mv -f {turn}/.command {turn}/command
+printf %s {job} | base64 -d > .job && mv -f .job job
 old=$(readlink next)
+[ "$old" != {turn} ] || exit 0
 ln -sfn {turn} .next && mv -fT .next next || exit 83
 [ "$old" = "$(readlink taken)" ] || remove "$old"
 """
 )
 
-# The outputs are linked, not moved: a run that is killed before it has used them collects again.
+# Outputs are moved, and found again: a run that was killed before it used them collects anew.
 COLLECT = """\
 cd {folder} || exit 83
 turn=$(readlink taken) && [ -e "$turn/status" ] || exit 0
-made=$(head -n 1 "$turn/folders")
+made=$(while IFS= read -r old; do [ ! -d "$old" ] || {{ echo "$old"; break; }}; done < "$turn/made")
 if [ "$made" != {workdir} ]; then
-    mkdir -p {workdir}
-    cp -al "$made/." {workdir}/ 2>/dev/null || cp -a "$made/." {workdir}/ || exit 85
+    rm -rf {workdir}
+    {{ echo {workdir}; cat "$turn/made"; }} > "$turn/.made" && mv -f "$turn/.made" "$turn/made"
+    mv -T "$made" {workdir} || exit 85
 fi
 echo {round} > collected
 grep -qs '"status": "absent"' {workdir}/update/manifest.json && echo absent
@@ -172,8 +185,17 @@ def published(request: Request) -> dict[str, str]:
         "turn": f"{request.turn.round:06}-{random_name()[:8]}",
         "command": _encoded(request.script),
         "folders": shlex.join(request.folders),
+        "workdir": shlex.quote(str(request.workdir)),
         "job": _encoded(request.fill(JOB)),
     }
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What brings a turn to its site and submits the job; its result is the id of the job."""
+
+    request: Request
+    task: asyncio.Task[str]
 
 
 class Turns(ModelStore, ABC):
@@ -181,8 +203,12 @@ class Turns(ModelStore, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._outliving: dict[str, str] = {}
-        """The job of each facility that may be late, by the engine's name of its last turn."""
+        self._outliving: dict[PurePosixPath, str] = {}
+        """The job of each facility that may be late, by the folder of its turns."""
+        self._errands: dict[PurePosixPath, Errand] = {}
+        """The last errand for each facility, by the folder of its turns."""
+        self._kept: set[str] = set()
+        """The engine's names of the jobs that an interrupted run leaves where they are."""
 
     async def run(
         self,
@@ -208,16 +234,22 @@ class Turns(ModelStore, ABC):
                 if turn.trains:
                     return "", await self._until_closed(request, policy.rounds)
                 await self._forget(request)  # the federation is over
-            await self.send_models(location, PurePosixPath(workdir).parent)
         answer: tuple[str, int] | None = await super().run(
             location, command, environment, workdir, *args, job_name=job_name, **kwargs
         )
         return answer
 
-    async def undeploy(self, external: bool) -> None:
-        for job_id in self._outliving.values():
-            self._scheduled_jobs.pop(job_id, None)
-        await super().undeploy(external)
+    async def _empty(self) -> None:
+        tasks = [errand.task for errand in self._errands.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._unfinished:  # a submission, which tells the id of a job that is to be kept
+            await asyncio.wait(self._unfinished, timeout=CANCEL_SECONDS)
+        for job_id, name in self._names.items():
+            if name in self._kept:
+                self._scheduled_jobs.pop(job_id, None)
+        await super()._empty()
 
     async def _until_closed(self, request: Request, rounds: Rounds) -> int:
         """The exit status of a turn.
@@ -226,6 +258,8 @@ class Turns(ModelStore, ABC):
             LateError: the round has closed before. The job goes on.
             WorkflowExecutionException: the job has failed.
         """
+        self._kept.add(request.job_name)
+        rounds.note(request.turn, Stage.WAITING)  # whatever an earlier attempt came to
         work = asyncio.create_task(self._take(request, rounds))
         try:
             while not (await asyncio.wait({work}, timeout=WATCH_SECONDS))[0]:
@@ -235,9 +269,15 @@ class Turns(ModelStore, ABC):
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            errand = self._errands.get(request.place)
+            if errand is None or errand.task.done() or errand.request is not request:
+                self.forget(request.folders)
 
     def _lateness(self, request: Request) -> str:
-        if (job_id := self._outliving.get(request.job_name)) is None:
+        errand = self._errands.get(request.place)
+        if errand and not errand.task.done():
+            return "the site was still being sent what its job needs when the round closed"
+        if (job_id := self._outliving.get(request.place)) is None:
             return "the site had not taken the job when the round closed"
         wait = self._waits.get(job_id)
         state = f"waits in the queue ({wait.reason or 'no reason'})" if wait else "runs"
@@ -245,38 +285,60 @@ class Turns(ModelStore, ABC):
 
     async def _take(self, request: Request, rounds: Rounds) -> int:
         """Give the facility its turn, and wait for the outputs of the one that its job takes."""
+        if errand := self._errands.get(request.place):
+            await asyncio.wait({errand.task})
         progress = await self._script(LOOK, request, round=request.turn.round)
-        if progress not in ("runs", "ended"):
-            await self.send_models(request.location, request.root)
-            await self._publish(request)
-        job_id = None if progress == "ended" else await self._wait(request, rounds)
-        return await self._collect(request, job_id, rounds)
+        if progress == "ended":
+            job_id = None
+        elif progress == "runs":
+            job_id = await self._wait(request, await self._submit_turn(request), rounds)
+        else:
+            errand = Errand(request, asyncio.create_task(self._send_turn(request)))
+            errand.task.add_done_callback(_tell)
+            self._errands[request.place] = errand
+            job_id = await self._wait(request, await asyncio.shield(errand.task), rounds)
+        self.forget(request.folders)
+        with self._suspecting(request, rounds):
+            return await self._collect(request, job_id, rounds)
 
-    async def _publish(self, request: Request) -> None:
+    async def _send_turn(self, request: Request) -> str:
+        """Bring a turn to its site, and submit the job unless there is one; the id of the job."""
+        await self.begin(request.location, request.job_name, request.root, request.folders)
         await self._script(PUBLISH, request, **published(request))
+        return await self._submit_turn(request)
 
-    async def _wait(self, request: Request, rounds: Rounds) -> str:
-        """Submit the job, unless there is one, and wait for its end; its id."""
-        job_id = await self._submit_turn(request)
-        self._outliving[request.job_name] = job_id
+    async def _wait(self, request: Request, job_id: str, rounds: Rounds) -> str:
+        """Wait for the end of a job; its id."""
+        self._scheduled_jobs[job_id] = request.location
         async with self._jobs_cache_lock:
             self._jobs_cache.clear()  # an answer of before does not have the job
         try:
             while True:
-                async with self._jobs_cache_lock:
-                    running = await self._get_running_jobs(request.location)
+                with self._suspecting(request, rounds):
+                    async with self._jobs_cache_lock:
+                        running = await self._get_running_jobs(request.location)
                 if job_id not in running:
                     return job_id
-                waits = job_id in self._waits
+                waits = job_id in self._waits or self._blind_since is not None
                 rounds.note(request.turn, Stage.WAITING if waits else Stage.RUNNING)
                 await asyncio.sleep(self.pollingInterval)
         finally:
             self._scheduled_jobs.pop(job_id, None)
 
+    @contextlib.contextmanager
+    def _suspecting(self, request: Request, rounds: Rounds) -> Iterator[None]:
+        """Take a job for one that waits where the site is silent: nobody waits for its end then."""
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(SILENCE_SECONDS, rounds.note, request.turn, Stage.WAITING)
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
     async def _submit_turn(self, request: Request) -> str:
         token = submission.FOLDER.set(str(request.place / "submission"))
         try:
-            return await self._run_batch_command(
+            job_id = await self._run_batch_command(
                 command=self.template_map.get_command(
                     command=f"sh {shlex.quote(str(request.place / 'job'))}",
                     template=request.location.service,
@@ -291,6 +353,8 @@ class Turns(ModelStore, ABC):
                 stderr=asyncio.subprocess.STDOUT,
                 timeout=None,
             )
+            self._outliving[request.place] = job_id
+            return job_id
         finally:
             submission.FOLDER.reset(token)
 
@@ -333,13 +397,19 @@ class Turns(ModelStore, ABC):
             WorkflowExecutionException: it failed.
         """
         text = request.fill(script, **values)
-        answer, status = await self._ask(request.location, "sh", "-c", text)
+        answer, status = await self._ask(request.location, "sh", "-c", text, seconds=COPY_SECONDS)
         if status:
             raise WorkflowExecutionException(
                 f"Deployment {self.deployment_name}: {request.place} cannot be used (status "
                 f"{status}): {answer.strip()}"
             )
         return answer.strip()
+
+
+def _tell(task: asyncio.Task[str]) -> None:
+    """Say why an errand failed, for which nobody may wait any more."""
+    if not task.cancelled() and (error := task.exception()):
+        logger.info(f"What a job needs was not brought to its site: {error}")
 
 
 def _encoded(text: str) -> str:

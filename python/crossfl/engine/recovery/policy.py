@@ -119,6 +119,11 @@ class RecoveryPolicy:
         """Whether the last attempt at a facility failed."""
         return facility in self._down
 
+    def is_suspect(self, job_name: str) -> bool:
+        """Whether the last attempt at the facility of a job failed, of this job or another."""
+        job = self._records[job_name].job
+        return job is not None and self.is_down(job.facility)
+
     def declare_absent(self, job: FacilityJob) -> str:
         """Decide that the stand-in does a job; the reason that it has to give.
 
