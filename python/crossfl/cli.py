@@ -18,6 +18,8 @@ from crossfl.protocol.exits import Exit
 from crossfl.protocol.text import printable
 
 VERBS = {
+    "init": ("sites.init", "write a federation to begin with, from a template"),
+    "run": ("sites.run", "run a federation on this machine, through the engine"),
     "initialise": ("steps.initialise", "make the first global model and the server state"),
     "plan": ("steps.plan", "decide the tasks of the next round"),
     "train": ("steps.train", "train the global model on a facility's own data"),

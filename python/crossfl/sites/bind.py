@@ -20,7 +20,7 @@ def ours(path: Path) -> bool:
     return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _shared(name: str) -> Path:
+def shared(name: str) -> Path:
     """A folder that comes with the package, as seen from the current one."""
     return Path(os.path.relpath((SHARE / name).resolve()))
 
@@ -82,8 +82,8 @@ def main(args: argparse.Namespace) -> None:
     if not out.parent.is_dir() or out.is_dir():
         raise CrossFLError(f"{out} cannot be a file: make {out.parent}, or choose another --output")
     places, vm = places_of(args.facility or [], args.set, args.settings, args.job)
-    workflow = args.workflow or _shared("workflows") / "federated.cwl"
-    environments = args.environments or _shared("environments")
+    workflow = args.workflow or shared("workflows") / "federated.cwl"
+    environments = args.environments or shared("environments")
     files = compose(places, vm, environments, workflow, args.job, out)
     if not args.force and (foreign := [path for path in files if path.exists() and not ours(path)]):
         raise CrossFLError(
