@@ -32,6 +32,7 @@ VERBS = {
         "check every facility of a StreamFlow file before a job is spent",
     ),
     "digest": ("sites.digest", "print the digest of a base model, for LoRA"),
+    "status": ("console.status", "say how a run stands: rounds, facilities, jobs, expected end"),
     "runs": ("server.journal.runs", "list the runs in a journal, remove them, or unlock one"),
     "simulate": ("simulation.simulate", "run a federation in this one process, without an engine"),
     "compare": ("simulation.compare", "federated, each facility alone, and pooled data, compared"),

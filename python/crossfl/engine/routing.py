@@ -13,9 +13,11 @@ from streamflow.core.workflow import Job
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors.presence import deployed, probe
+from crossfl.engine.live import report
 from crossfl.engine.placement import VM
 from crossfl.engine.recovery.jobs import TASK, facility_job, has_task
 from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
+from crossfl.protocol import events
 
 
 class FacilityFilter(BindingFilter):
@@ -77,9 +79,12 @@ async def _is_absent(job: Job, run: RunRecovery) -> bool:
         except Exception as error:
             policy.give_up(work, error)
     if not policy.is_exhausted(work):
+        report(work.facility, events.STAGED, job_name=work.name)
         return False
     reason = policy.declare_absent(work)
-    logger.warning(f"{work.facility} is absent from {work.name}: {reason}")
+    absence = events.LATE if policy.is_late(work.name) else events.ABSENT
+    if not report(work.facility, absence, job_name=work.name, message=reason):
+        logger.warning(f"{work.facility} is {absence} in {work.name}: {reason}")
     return True
 
 

@@ -17,6 +17,8 @@ from streamflow.core.exception import WorkflowExecutionException
 from streamflow.log_handler import logger
 
 from crossfl.engine.archive import END, MAX_BYTES, MAX_MEMBERS, Limits, RefusedError, copy, extract
+from crossfl.engine.live import Count, Transfer, sending
+from crossfl.protocol import events
 
 STALL_SECONDS = 600
 """A site that sends nothing for this long will send nothing more."""
@@ -25,8 +27,9 @@ STALL_SECONDS = 600
 class Bridge:
     """An asynchronous stream for a thread to read, which leaves the event loop to the others."""
 
-    def __init__(self, stream: StreamWrapper) -> None:
+    def __init__(self, stream: StreamWrapper, count: Count) -> None:
         self.stream = stream
+        self.count = count
         self.loop = asyncio.get_running_loop()
         self.closed = False
 
@@ -35,9 +38,11 @@ class Bridge:
             raise RefusedError("the transfer was given up")
         chunk = asyncio.run_coroutine_threadsafe(self.stream.read(size), self.loop)
         try:
-            return cast(bytes, chunk.result(STALL_SECONDS))
+            content = cast(bytes, chunk.result(STALL_SECONDS))
         except TimeoutError as error:
             raise RefusedError(f"nothing came for {STALL_SECONDS} s") from error
+        self.count(len(content))
+        return content
 
 
 async def receive(
@@ -52,7 +57,8 @@ async def receive(
     logger.info(f"COPYING from {src} on location {location} to {dst} on local file-system")
     reader = await connector.get_stream_reader(["sh", "-c", shlex.quote(script)], location)
     async with reader as stream:
-        bridge = Bridge(stream)
+        transfer = Transfer(connector.deployment_name, events.FETCHING)
+        bridge = Bridge(stream, transfer)
         try:
             await asyncio.to_thread(extract, bridge, root, Path(dst), limits)
         except BaseException as error:
@@ -65,6 +71,7 @@ async def receive(
             raise
         finally:
             bridge.closed = True
+    transfer.end(events.FETCHED)
     logger.info(f"COMPLETED copy from {src} on location {location} to {dst} on local file-system")
 
 
@@ -91,6 +98,16 @@ class Limited(Connector, ABC):
 
 class SafeStreams(Limited, ABC):
     """For connectors that bring files as tar streams: SSH, and the queue managers behind it."""
+
+    async def copy_local_to_remote(
+        self,
+        src: str,
+        dst: str,
+        locations: MutableSequence[ExecutionLocation],
+        read_only: bool = False,
+    ) -> None:
+        with sending(self.deployment_name, Path(src)):
+            await super().copy_local_to_remote(src, dst, locations, read_only)
 
     async def copy_remote_to_local(
         self, src: str, dst: str, location: ExecutionLocation, read_only: bool = False

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 from crossfl.observe.display import Display
 from crossfl.protocol import variables
@@ -21,6 +21,11 @@ INTERVAL = 0.5
 """Seconds between two reports of the same phase."""
 LONGEST_MESSAGE = 2000
 """Characters of a message; a longer one is cut."""
+
+
+def is_followed() -> bool:
+    """Whether an engine follows what is reported here, and shows and records it."""
+    return variables.PROGRESS in os.environ
 
 
 class Progress:
@@ -47,8 +52,10 @@ class Progress:
         )
         self._last: tuple[str, float] = ("", 0.0)
         path = os.environ.get(variables.PROGRESS)
-        # Unbuffered: a line is one write, so that those of several processes do not mix.
-        self._file = Path(path).open("ab", buffering=0) if path else None  # noqa: SIM115
+        self._files = [_appending(path)] if path else []
+        if own := os.environ.get(variables.JOB_PROGRESS):
+            with contextlib.suppress(OSError):  # what the engine cannot see costs nothing
+                self._files.append(_appending(own))
         self._display = None if path else Display(sys.stderr)
 
     def __call__(
@@ -61,6 +68,7 @@ class Progress:
         tokens_per_second: float | None = None,
         seconds: float | None = None,
         message: str | None = None,
+        **facts: Any,
     ) -> None:
         """Report a phase; reports of one phase that follow too fast are left out.
 
@@ -72,6 +80,7 @@ class Progress:
             tokens_per_second: training speed.
             seconds: how long the phase took.
             message: for people to read.
+            facts: other fields of the event.
         """
         now = time.monotonic()
         if step == steps or self._last[0] != phase or now - self._last[1] >= INTERVAL:
@@ -85,10 +94,11 @@ class Progress:
                 tokens_per_second=tokens_per_second,
                 seconds=seconds,
                 message=None if message is None else printable(message, longest=LONGEST_MESSAGE),
+                **facts,
             )
-            if self._file:
+            for file in self._files:
                 with contextlib.suppress(OSError):
-                    self._file.write(encode_line(event))
+                    file.write(encode_line(event))
             if self._display:
                 self._display.show(event)
 
@@ -96,7 +106,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
+        for file in self._files:
+            file.close()
         if self._display:
             self._display.close()
+
+
+def _appending(path: str) -> BinaryIO:
+    """A file without a buffer: a line is one write, so those of several processes do not mix."""
+    return Path(path).open("ab", buffering=0)

@@ -17,6 +17,7 @@ ABSENT = "CROSSFL_ABSENT"
 LATE = "CROSSFL_LATE"
 JOURNAL = "CROSSFL_JOURNAL"
 PROGRESS = "CROSSFL_PROGRESS"
+JOB_PROGRESS = "CROSSFL_JOB_PROGRESS"
 ENGINE = "CROSSFL_ENGINE"
 DEPLOYMENT = "CROSSFL_DEPLOYMENT"
 FORKSERVER = "CROSSFL_FORKSERVER"
@@ -80,6 +81,12 @@ VARIABLES = (
     Variable(LATE, "How far a job is that goes on while its round closes without it.", _PLUGIN),
     Variable(JOURNAL, "Folder of the journal; unset, there is none.", _PLUGIN),
     Variable(PROGRESS, "File to which steps append their events; unset, standard error.", _PLUGIN),
+    Variable(
+        JOB_PROGRESS,
+        "File of a batch job to which its step appends its events as well; the plugin reads its "
+        "end.",
+        _PLUGIN,
+    ),
     Variable(ENGINE, "Process of the engine; a step on the same machine ends with it.", _PLUGIN),
     Variable(DEPLOYMENT, "Name of the local deployment that a command runs in.", _PLUGIN),
     Variable(

@@ -1,7 +1,7 @@
 """A round at its end: updates in, the next global model and server state out."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +98,7 @@ def aggregate(
     allowances: Sequence[Allowance] | None = None,
     threads: int | None = None,
     piece: int = PIECE,
+    admitted: Callable[[int, Sequence[str]], None] | None = None,
 ) -> Outcome:
     """Write the next `out/global_model` and `out/state`.
 
@@ -117,6 +118,7 @@ def aggregate(
             updates are not held were asked for one. Unset, an update may be anyone's.
         threads: threads to use, by default one for each core; the result does not depend on it.
         piece: elements walked at a time, a multiple of a cell; the result does not depend on it.
+        admitted: is told the round, and the facilities whose updates are as they should be.
 
     Raises:
         CrossFLError: fewer good updates than the quorum, where the aggregation record says to
@@ -141,26 +143,28 @@ def aggregate(
     manifest.check(model, described, only=_copied(described, weights))
     held = server_state.held_updates(server, state)
     signers = server_state.signers(server, state)
-    admitted, excluded = admission.admit(updates, server, weights, allowances, held, signers)
+    good, excluded = admission.admit(updates, server, weights, allowances, held, signers)
+    if admitted:
+        admitted(server.round + 1, [update.facility for update in good])
     asked = None if allowances is None else [a.facility for a in allowances if a.steps]
     while True:
-        steps = merging.stepping(server, admitted, allowances)
-        averaging = Averaging(state, weights, admitted, steps, threads, piece)
+        steps = merging.stepping(server, good, allowances)
+        averaging = Averaging(state, weights, good, steps, threads, piece)
         try:
-            check_quorum(admitted, excluded, server, averaging.least, asked)
+            check_quorum(good, excluded, server, averaging.least, asked)
         except BelowQuorumError as shortfall:
-            return _below_quorum(round_, admitted, excluded, shortfall)
+            return _below_quorum(round_, good, excluded, shortfall)
         try:
             return _publish(round_, described, averaging, excluded)
         except UpdatesRefused as refused:
             reasons = refused.reasons
         excluded += [
             Exclusion(u.facility, "refused", reasons[u.facility], u.manifest)
-            for u in admitted
+            for u in good
             if u.facility in reasons
         ]
         excluded.sort(key=lambda exclusion: exclusion.facility)
-        admitted = [u for u in admitted if u.facility not in reasons]
+        good = [u for u in good if u.facility not in reasons]
 
 
 def _copied(described: ModelManifest, weights: Tensors) -> set[str]:

@@ -2,9 +2,11 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from crossfl.observe.events import Progress
+from crossfl.observe.events import Progress, is_followed
+from crossfl.protocol.events import ADMITTED, MERGED
 from crossfl.protocol.flags import from_words
 from crossfl.protocol.history import COUNTED
 from crossfl.protocol.layout import GLOBAL_MODEL, STATE
@@ -43,7 +45,13 @@ def main(args: argparse.Namespace) -> None:
     allowances = args.allowance and [from_words(words, Allowance) for words in args.allowance]
     with outputs.all_or_none(folder / GLOBAL_MODEL, folder / STATE):
         outcome = aggregate(
-            args.global_model, args.state, args.update, folder, time.time(), allowances=allowances
+            args.global_model,
+            args.state,
+            args.update,
+            folder,
+            time.time(),
+            allowances=allowances,
+            admitted=_tell_admitted if is_followed() else None,
         )
         state, more = outcome.state, another_turn(outcome)
         if state.run and (place := journal.here()):
@@ -74,6 +82,8 @@ def conclude(outcome: Outcome, seconds: float) -> None:
             )
             time.sleep(outcome.seconds)
         else:
+            if isinstance(outcome, Averaged | Skipped) and is_followed():
+                _tell_fates(outcome)
             last = "" if another_turn(outcome) else ", last round"
             progress(
                 "aggregate",
@@ -81,6 +91,21 @@ def conclude(outcome: Outcome, seconds: float) -> None:
                 seconds=seconds,
                 message=_message(outcome) + last,
             )
+
+
+def _tell_admitted(round_: int, facilities: Sequence[str]) -> None:
+    """Say whose updates are as they should be, before they are averaged."""
+    for name in facilities:
+        with Progress(facility=name, round=round_) as progress:
+            progress(ADMITTED)
+
+
+def _tell_fates(outcome: Averaged | Skipped) -> None:
+    """Say what became of each facility's update; a log has no line for it."""
+    for name, entry in outcome.entry.facilities.items():
+        with Progress(facility=name, round=outcome.entry.round) as progress:
+            fate = MERGED if entry.status in COUNTED else entry.status
+            progress(fate, message=entry.reason, bytes=entry.bytes)
 
 
 def _loss(outcome: Outcome) -> float | None:

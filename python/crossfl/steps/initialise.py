@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
         if run and last:
             resume(last, args.rounds, aggregation, retention, folder)
             run.go_on(configuration)
-            _say(f"{run.path} goes on after round {finished}")
+            _say(f"{run.path} goes on after round {finished}", run.path.name)
         else:
             name = run.path.name if run else journal.new_name() if place else None
             initialise(
@@ -135,14 +135,15 @@ def main(args: argparse.Namespace) -> None:
             )
             if run:
                 run.publish(folder / GLOBAL_MODEL, folder / STATE, retention)
-                _say(f"{run.path} begins again: no round of it is whole")
+                _say(f"{run.path} begins again: no round of it is whole", run.path.name)
             elif place and name:
                 made = folder / GLOBAL_MODEL, folder / STATE
                 replaced = journal.begin(place, name, configuration, *made)
                 names = ", ".join(path.name for path in replaced)
                 _say(
                     f"{place / name} begins"
-                    + (f", in place of {names}, which had finished no round" if names else "")
+                    + (f", in place of {names}, which had finished no round" if names else ""),
+                    name,
                 )
         outputs.write(folder, global_model=folder / GLOBAL_MODEL, state=folder / STATE, more=True)
 
@@ -201,6 +202,6 @@ def _inventory(path: Path | None) -> Any:
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in paths}
 
 
-def _say(message: str) -> None:
+def _say(message: str, run: str) -> None:
     with Progress() as progress:
-        progress("journal", message=message)
+        progress("journal", message=message, run=run)

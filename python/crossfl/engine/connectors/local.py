@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import MutableMapping
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -21,8 +23,9 @@ from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.private import UMASK
 from crossfl.engine.transfer import SafeCopies
 from crossfl.errors import CrossFLError
+from crossfl.observe.events import Progress
 from crossfl.observe.follow import Follower
-from crossfl.protocol import variables
+from crossfl.protocol import events, variables
 from crossfl.storage.locks import acquire
 
 
@@ -63,9 +66,11 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
         prompts: bool = True,
         min_validation_samples: int | None = None,
         min_validation_tokens: int | None = None,
+        hook: str | None = None,
         **config: Any,
     ) -> None:
         super().__init__(deployment_name, config_dir, **config)
+        self._hook = hook
         self._lock: IO[str] | None = None
         # Set even where there is nothing to say: the engine's own environment is no answer.
         self._environment = {
@@ -107,8 +112,13 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
             os.environ[variables.PROGRESS] = path
             cls._follower = Follower(Path(path), sys.stderr)
             cls._follower.start()
+            _tell(events.ENGINE, f"StreamFlow {version('streamflow')}: {shlex.join(sys.argv)}")
             if logger.level == logging.INFO:
                 logger.setLevel(logging.WARNING)
+        if journal and cls._follower is not None:
+            cls._follower.record.journal = Path(journal)
+        if self._hook and cls._follower is not None:
+            cls._follower.hook.command = self._hook
 
     async def undeploy(self, external: bool) -> None:
         """When the last deployment ends, stop what still runs and show the last of the progress."""
@@ -127,6 +137,8 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
                     stopped = True
         ForkServer.release(at_once=not stopped)
         if cls._follower is not None:
+            number = INTERRUPTION.number
+            _tell(events.STOPPED, f"interrupted ({number.name})" if number else None)
             cls._follower.stop()
             cls._follower = None
             del os.environ[variables.PROGRESS]
@@ -146,6 +158,12 @@ class FacilityLocalConnector(StandsIn, LocalConnector):
     def get_schema(cls) -> str:
         """The JSON Schema of its configuration."""
         return files("crossfl.engine").joinpath("schemas", "local.json").read_text("utf-8")
+
+
+def _tell(phase: str, message: str | None) -> None:
+    """Report an event of the engine itself."""
+    with contextlib.suppress(OSError, CrossFLError), Progress() as progress:
+        progress(phase, message=message)
 
 
 def _journal(path: str | None, config_dir: str) -> str:

@@ -68,7 +68,15 @@ def report_of(job: Job) -> JobReport:
     log, comment, status = job.Output_Path.partition(":")[2], str(job.comment), job.Exit_status
     if live := LIVE.get(job.job_state):
         held = f"held ({job.Hold_Types})" if job.job_state == "H" else ""
-        return JobReport(state=live, reason=comment or held, log=log)
+        return JobReport(
+            state=live,
+            # Of a job that is held, the comment may be an older one.
+            reason="; ".join(filter(None, (held, comment))),
+            log=log,
+            nodes=job.nodes,
+            elapsed=job.elapsed if live == "RUNNING" else None,
+            expected_wait=job.expected_wait,
+        )
     if job.job_state != "F":
         return JobReport(state="UNKNOWN", reason=f"job_state {job.job_state}", log=log)
     number = status - SIGNAL_BASE if status is not None and status > SIGNAL_BASE else 0

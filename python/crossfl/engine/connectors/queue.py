@@ -9,6 +9,7 @@ that fails says nothing about the job, and is asked again; and no job outlives t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import shlex
 import signal
@@ -20,9 +21,11 @@ from typing import Any, ClassVar, TypeVar
 from cachebox import cached
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
+from streamflow.core.utils import random_name
 from streamflow.deployment.wrapper import get_inner_location
 from streamflow.log_handler import logger
 
+from crossfl.engine.connectors.live_jobs import LiveJobs, parts_of, tails
 from crossfl.engine.connectors.reports import (
     ADVICE,
     LAUNCH_FAILED,
@@ -44,6 +47,9 @@ T = TypeVar("T")
 
 QUERY_SECONDS = 60
 """A scheduler command that takes longer than this has failed."""
+
+PROGRESS_SECONDS = 10
+"""How long a look at the events of jobs may take."""
 
 CANCEL_SECONDS = 20
 """How long an interrupted run may take to cancel its jobs at one site."""
@@ -89,6 +95,10 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         self._waits: dict[str, Wait] = {}
         self._forgotten_since: dict[str, float] = {}
         self._blind_since: float | None = None
+        self._live = LiveJobs(self.deployment_name)
+        self._progress_files: dict[str, str] = {}
+        """Where the job of a name writes its events, at the site."""
+        self._reading: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def _poll(
@@ -145,7 +155,9 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         while True:
             try:
                 job_id = await self._to_the_end(self._submit(*args, **kwargs))
-                self._waits.setdefault(job_id, Wait(begun if full else time.monotonic()))
+                wait = self._waits.setdefault(job_id, Wait(begun if full else time.monotonic()))
+                waited = time.monotonic() - wait.since
+                self._live.see(job_id, kwargs["job_name"], JobReport(state="PENDING"), waited)
                 return job_id
             except BusyError as error:
                 full = error.full
@@ -227,6 +239,11 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
                 reports[job_id] = await self._judge_wait(job_id, report)
             else:
                 self._waits.pop(job_id, None)
+            wait = self._waits.get(job_id)
+            waited = time.monotonic() - wait.since if wait else 0.0
+            self._live.see(job_id, self._names.get(job_id), reports[job_id], waited)
+        running = [i for i, r in reports.items() if not r.over and not r.pending]
+        self._read_progress(running, location)
         self._reports |= {job_id: report for job_id, report in reports.items() if report.over}
         return [job_id for job_id in watched if not reports[job_id].over]
 
@@ -241,7 +258,24 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
             raise WorkflowExecutionException(
                 f"{message} for {self.statusTimeout} s; they may still run: {joined(str(error))}"
             ) from error
+        self._live.cannot_see(f"{self.scheduler} cannot be asked: {joined(str(error))}")
         logger.warning(f"{message}; asking again in {self.pollingInterval} s: {joined(str(error))}")
+
+    def _read_progress(self, job_ids: Collection[str], location: ExecutionLocation) -> None:
+        """Look, beside all else, how far jobs are by their own account; a failure is no matter."""
+        files = {i: self._progress_files.get(self._names.get(i, ""), "") for i in job_ids}
+        files = {job_id: path for job_id, path in files.items() if path}
+        if files and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._read(files, location))
+
+    async def _read(self, files: dict[str, str], location: ExecutionLocation) -> None:
+        with contextlib.suppress(Exception):
+            mark = f"crossfl-{random_name()}"
+            script = tails(files, mark)
+            answer, _ = await self._ask(location, "sh", "-c", script, seconds=PROGRESS_SECONDS)
+            for job_id, content in parts_of(answer, mark).items():
+                if job_id in files:
+                    self._live.say(job_id, self._names.get(job_id), content)
 
     async def _judge_wait(self, job_id: str, report: JobReport) -> JobReport:
         """Say why a job waits, and end a wait that is too long or that never ends."""
@@ -346,6 +380,8 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
 
     async def undeploy(self, external: bool) -> None:
         self._undeployed = True
+        if self._reading:
+            self._reading.cancel()
         await finish(self._empty())
         await super().undeploy(external)
 

@@ -66,6 +66,9 @@ class JobReport:
     signal: int = 0
     reason: str = ""
     log: str = ""  # the file, at the site, with what the job printed
+    nodes: int = 0
+    elapsed: float | None = None  # seconds that it has run
+    expected_wait: float | None = None  # seconds from submission to the start that is expected
 
     PENDING: ClassVar[frozenset[str]] = frozenset({"PENDING", "CONFIGURING", "REQUEUED"})
     RUNNING: ClassVar[frozenset[str]] = frozenset(

@@ -16,6 +16,7 @@ from crossfl.engine.connectors.submission import BusyError, RefusedJobError, Sub
 from crossfl.engine.connectors.turns import Turns
 from crossfl.errors import CrossFLError
 from crossfl.protocol.schedulers.slurm import (
+    QUEUE_FORMAT,
     JobRecord,
     ending_of,
     folders_of,
@@ -95,7 +96,7 @@ class SlurmConnector(Turns, EngineSlurmConnector, SubmitOnce):
         self, job_ids: Collection[str], location: ExecutionLocation
     ) -> dict[str, JobReport]:
         answer, status = await self._ask(
-            location, "squeue", "-h", "-t", "all", "-j", ",".join(job_ids), "-o", "%i|%T|%r"
+            location, "squeue", "-h", "-t", "all", "-j", ",".join(job_ids), "-o", QUEUE_FORMAT
         )
         if status != 0 and NO_SUCH_JOB not in answer:
             raise StatusQueryError(f"`squeue` ended with {status}: {brief(answer)}")
@@ -103,7 +104,16 @@ class SlurmConnector(Turns, EngineSlurmConnector, SubmitOnce):
             entries = queue_of(answer)
         except CrossFLError as error:
             raise StatusQueryError(f"`squeue` gave {error}") from error
-        queued = {i: JobReport(state=e.state, reason=e.reason) for i, e in entries.items()}
+        queued = {
+            job_id: JobReport(
+                state=entry.state,
+                reason=entry.reason,
+                nodes=entry.nodes,
+                elapsed=entry.elapsed,
+                expected_wait=entry.expected_wait,
+            )
+            for job_id, entry in entries.items()
+        }
         return {
             job_id: (
                 report

@@ -31,6 +31,7 @@ from crossfl.engine.connectors.login_shell import Session, Sessions
 from crossfl.engine.connectors.presence import WITHOUT_HARDWARE
 from crossfl.engine.connectors.ssh_connection import PROBE_SECONDS, Context, UnreachableError
 from crossfl.engine.connectors.stand_in import StandsIn
+from crossfl.engine.live import TRANSFER, Count
 from crossfl.engine.private import UNDER_UMASK, PrivateFolders, heeding_umask
 from crossfl.engine.transfer import SafeStreams
 
@@ -43,6 +44,15 @@ MOST_JOBS = 1000
 
 class Sink(SSHStreamWriterWrapper):
     """What a command at the host reads: closed, it is at its end, and the command goes on."""
+
+    def __init__(self, stream: Any, count: Count | None = None) -> None:
+        super().__init__(stream)
+        self._count = count
+
+    async def write(self, data: Any) -> None:
+        await super().write(data)
+        if self._count:
+            self._count(len(data))
 
     async def _close(self) -> None:
         self.stream.write_eof()
@@ -57,6 +67,7 @@ class Upload(SSHStreamWriterWrapperContextManager):
     def __init__(self, *args: Any, connector: SSHConnector, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connector = connector
+        self._count = TRANSFER.get()
 
     async def __aenter__(self) -> StreamWrapper:
         self.ssh_context = self.ssh_context_factory.get(
@@ -66,7 +77,7 @@ class Upload(SSHStreamWriterWrapperContextManager):
             encoding=None,
         )
         self._process: asyncssh.SSHClientProcess[bytes] = await self.ssh_context.__aenter__()
-        self.stream = Sink(self._process.stdin)
+        self.stream = Sink(self._process.stdin, self._count)
         return self.stream
 
     async def __aexit__(

@@ -48,6 +48,8 @@ from crossfl.engine.connectors.queue import CANCEL_SECONDS
 from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
 from crossfl.engine.recovery.housekeeping import RANDOM_NAME
 from crossfl.engine.recovery.registry import REGISTRY
+from crossfl.protocol import variables
+from crossfl.protocol.layout import PROGRESS_FILE
 
 WATCH_SECONDS = 1.0
 """How often a job that may be late asks whether its round is over."""
@@ -62,6 +64,7 @@ trap : TERM USR1
 cd {folder} || exit 81
 [ ! -L next ] || mv -fT next taken
 turn=$(readlink taken) || exit 82
+export {progress_variable}="$PWD/$turn/{progress_file}"
 (trap : TERM USR1; . "./$turn/command")
 status=$?
 echo "$status" > "$turn/.status" && mv -f "$turn/.status" "$turn/status"
@@ -176,7 +179,12 @@ class Request:
 
     def fill(self, script: str, **values: str | int) -> str:
         """A script with its values, the folder of the turns among them."""
-        return script.format(folder=shlex.quote(str(self.place)), **values)
+        return script.format(
+            folder=shlex.quote(str(self.place)),
+            progress_variable=variables.JOB_PROGRESS,
+            progress_file=PROGRESS_FILE,
+            **values,
+        )
 
 
 def published(request: Request) -> dict[str, str]:
@@ -222,6 +230,8 @@ class Turns(ModelStore, ABC):
     ) -> tuple[str, int] | None:
         policy = REGISTRY.policy
         if job_name and workdir:
+            own = str(PurePosixPath(workdir) / PROGRESS_FILE)
+            self._progress_files[job_name] = own
             turn = policy.turn(job_name) if policy else None
             if policy and turn:
                 request = Request(
@@ -232,8 +242,11 @@ class Turns(ModelStore, ABC):
                     workdir=PurePosixPath(workdir),
                 )
                 if turn.trains:
+                    taken = request.place / "taken" / PROGRESS_FILE
+                    self._progress_files[job_name] = str(taken)
                     return "", await self._until_closed(request, policy.rounds)
                 await self._forget(request)  # the federation is over
+            environment = {**(environment or {}), variables.JOB_PROGRESS: own}
         answer: tuple[str, int] | None = await super().run(
             location, command, environment, workdir, *args, job_name=job_name, **kwargs
         )

@@ -30,6 +30,7 @@ class FacilityJob:
         attempts: how often the job may be tried at its facility.
         queue_timeout: seconds that the job may wait in its queue; None leaves it to the deployment.
         turn: what the round asks of the facility.
+        round: the round that it belongs to; None where that is not told.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FacilityJob:
     attempts: int = 1
     queue_timeout: int | None = None
     turn: Turn | None = None
+    round: int | None = None
 
 
 @dataclass
@@ -154,6 +156,11 @@ class RecoveryPolicy:
         """What the round asks of the facility of a job; None where its task was not noted."""
         job = self._records[job_name].job
         return job.turn if job else None
+
+    def round_of(self, job_name: str) -> int | None:
+        """The round of a job; None where its task was not noted."""
+        job = self._records[job_name].job if job_name in self._records else None
+        return job.round if job else None
 
     def queue_timeout(self, job_name: str) -> int | None:
         """Seconds that a job may wait in its queue; None where its task leaves that open."""

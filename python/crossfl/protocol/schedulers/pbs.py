@@ -5,6 +5,7 @@ Version 23.06 of the client writes JSON that is none where a variable of a job h
 """
 
 import re
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -28,6 +29,13 @@ class Resources(msgspec.Struct, frozen=True):
     """What a job was given, or has used."""
 
     walltime: Annotated[str, Meta(pattern=r"\A(\d{1,9}(:\d{1,2}){0,2})?\Z")] = ""
+    nodect: Annotated[int, Meta(ge=0, le=2**30)] = 0
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """When the server expects a job to start."""
+
+    start_time: Words = ""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -43,6 +51,25 @@ class Job(msgspec.Struct, frozen=True):
     stime: Text = ""
     resources_used: Resources = Resources()
     Resource_List: Resources = Resources()
+    estimated: Estimate = Estimate()
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that it was given, or asks for."""
+        return self.Resource_List.nodect
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds that it has run; None where the server does not say."""
+        return float(seconds(used)) if (used := self.resources_used.walltime) else None
+
+    @property
+    def expected_wait(self) -> float | None:
+        """Seconds from its submission to the start that the server expects, by its own clock."""
+        submitted, start = date(self.ctime), date(str(self.estimated.start_time))
+        if submitted is None or start is None:
+            return None
+        return max(0.0, (start - submitted).total_seconds())
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -89,6 +116,14 @@ def _from_text(answer: str) -> dict[str, dict[str, Any]]:
                 inner.setdefault(resource, value)
         jobs[job_id] = fields
     return jobs
+
+
+def date(text: str) -> datetime | None:
+    """A date as PBS writes it, like `date`; None for any other word."""
+    try:
+        return datetime.strptime(text, "%a %b %d %H:%M:%S %Y")
+    except ValueError:
+        return None
 
 
 def seconds(clock: str) -> int:

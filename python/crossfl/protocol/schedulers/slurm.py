@@ -5,7 +5,9 @@ their own, which the same command lists after it.
 """
 
 import re
-from typing import Annotated, TypeVar
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -21,7 +23,13 @@ State = Annotated[str, Meta(pattern=r"\A[A-Z_]{1,40}\Z")]
 Text = Annotated[str, Meta(max_length=2**16)]
 ExitCode = Annotated[str, Meta(pattern=r"\A\d{1,5}:\d{1,3}\Z")]
 
-QUEUE_LINE = re.compile(r"^(\d+)(?:\+0)?\|([^|]*)\|(.*)$", re.MULTILINE)
+QUEUE_FORMAT = "%i|%T|%r|%V|%S|%D|%M"
+"""What `squeue` is asked for: id, state, reason, submission, start, nodes, time used."""
+QUEUE_LINE = re.compile(
+    r"^(\d+)(?:\+0)?\|([^|\n]*)\|(.*?)(?:\|([\w:.-]*)\|([\w:./-]*)\|(\d{0,9})\|([\d:-]*))?$",
+    re.MULTILINE,
+)
+CLOCK = re.compile(r"(?:(\d{1,5})-)?(?:(\d{1,3}):)?(\d{1,2}):(\d{2})")
 FOLDER_LINE = re.compile(r"^(\d+)(?:\+0)?\|(/.*)$", re.MULTILINE)
 RECORD = re.compile(r"^JobId=(\d+)\b", re.MULTILINE)
 FIELD = re.compile(r"(?:^ *| )(\w+)=(.*?)(?= \w+=|$)")
@@ -34,6 +42,11 @@ class Entry(msgspec.Struct, frozen=True):
 
     state: State
     reason: Text
+    nodes: Annotated[int, Meta(ge=0, le=2**30)] = 0
+    elapsed: float | None = None
+    """Seconds that the job has run, as far as Slurm says."""
+    expected_wait: float | None = None
+    """Seconds from submission to the start that Slurm expects."""
 
 
 class JobRecord(msgspec.Struct, frozen=True):
@@ -68,16 +81,44 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 def queue_of(answer: str) -> dict[str, Entry]:
-    """The jobs that `squeue -o '%i|%T|%r'` lists, by the ids that `sbatch` gave.
+    """The jobs that `squeue -o QUEUE_FORMAT` lists, by the ids that `sbatch` gave.
+
+    What stands behind the reason may be missing.
 
     Raises:
         CrossFLError: it is too long, or a value is outside its limits.
     """
     _check(answer)
     return {
-        job_id: _convert({"state": state, "reason": reason}, Entry)
-        for job_id, state, reason in QUEUE_LINE.findall(answer)
+        job_id: _convert(
+            {
+                "state": state,
+                "reason": reason,
+                "nodes": nodes or "0",
+                "elapsed": _seconds(used) if state != "PENDING" else None,
+                "expected_wait": _between(submitted, start) if state == "PENDING" else None,
+            },
+            Entry,
+        )
+        for job_id, state, reason, submitted, start, nodes, used in QUEUE_LINE.findall(answer)
     }
+
+
+def _seconds(clock: str) -> float | None:
+    """Seconds in Slurm's `days-hours:minutes:seconds`, of which the first may be missing."""
+    if not (parts := CLOCK.fullmatch(clock)):
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in parts.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+
+
+def _between(submitted: str, start: str) -> float | None:
+    """Seconds between two dates of one clock; None where one of them is no date."""
+    try:
+        passed = datetime.fromisoformat(start) - datetime.fromisoformat(submitted)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, passed.total_seconds())
 
 
 def folders_of(answer: str) -> dict[str, str]:
@@ -132,7 +173,7 @@ def _check(answer: str) -> None:
         raise CrossFLError(f"an answer of {len(answer)} characters: at most {LONGEST_ANSWER}")
 
 
-def _convert(fields: dict[str, str], kind: type[T]) -> T:
+def _convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -1,0 +1,1 @@
+"""What a person asks of a run from another shell, and what is made of it."""
