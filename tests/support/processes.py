@@ -14,6 +14,7 @@ from crossfl.protocol.records import Task, Training
 from crossfl.protocol.variables import DATA as DATA_ROOT
 from crossfl.protocol.variables import (
     FACILITY,
+    FORKSERVER,
     MIN_VALIDATION_SAMPLES,
     MIN_VALIDATION_TOKENS,
     PROMPTS,
@@ -25,9 +26,16 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 PRESERVE = tuple(
     f"--preserve-environment={name}"
-    for name in (FACILITY, DATA_ROOT, PROMPTS, MIN_VALIDATION_SAMPLES, MIN_VALIDATION_TOKENS)
+    for name in (
+        FACILITY,
+        DATA_ROOT,
+        PROMPTS,
+        MIN_VALIDATION_SAMPLES,
+        MIN_VALIDATION_TOKENS,
+        FORKSERVER,
+    )
 )
-"""What lets cwltool's steps see which facility this machine is, and what may leave it."""
+"""What lets cwltool's steps see which facility this machine is, what may leave it, who forks."""
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
