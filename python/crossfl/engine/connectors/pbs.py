@@ -29,7 +29,7 @@ from crossfl.engine.connectors.reports import (
 from crossfl.engine.connectors.submission import BusyError, RefusedJobError, SubmitOnce
 from crossfl.engine.connectors.turns import Turns
 from crossfl.errors import CrossFLError
-from crossfl.protocol.schedulers.pbs import Job, jobs_of, seconds
+from crossfl.protocol.schedulers.pbs import Job, jobs_of, limit_in, seconds
 
 NO_SUCH_JOB = "Unknown Job Id"
 NO_HISTORY = "not configured to maintain job history"
@@ -154,6 +154,10 @@ class PBSConnector(Turns, EnginePBSConnector, SubmitOnce):
         if status in AWAY | FULL:
             return BusyError(joined(answer), full=status in FULL)
         return RefusedJobError(f"PBS refuses the job: {joined(answer)} (status {status})")
+
+    def _walltime_limit(self, script: str, service: str | None) -> int | None:
+        limit = self.services[service].resources.get("walltime") or limit_in(script)
+        return None if limit is None else seconds(limit)
 
     async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
         try:

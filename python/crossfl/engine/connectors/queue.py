@@ -110,6 +110,14 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
     async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
         """Whether the scheduler knows a job of this id, with what this submission asked for."""
 
+    @abstractmethod
+    def _walltime_limit(self, script: str, service: str | None) -> int | None:
+        """Seconds that a job script, or its service, asks for; None where neither says.
+
+        Raises:
+            ValueError: it says so in a way that is not understood.
+        """
+
     @property
     def waiting(self) -> str:
         """Why the jobs that wait do so, as the scheduler says; empty where it says nothing."""
@@ -150,6 +158,8 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
         """
         if self._undeployed:
             raise WorkflowExecutionException(f"Deployment {self.deployment_name}: the run is over")
+        walltime = self._walltime(kwargs["job_name"], kwargs["command"], kwargs["location"])
+        kwargs["timeout"] = walltime or kwargs.get("timeout")
         begun, pause = time.monotonic(), float(self.pollingInterval)
         full = False
         while True:
@@ -175,6 +185,23 @@ class QueueConnector(PrivateFolders, SafeStreams, SubmitOnce, ABC):
             logger.warning(f"{message}; submitting again in {pause:.0f} s")
             await asyncio.sleep(pause)
             pause = 2 * pause
+
+    def _walltime(self, job_name: str, script: str, location: ExecutionLocation) -> int | None:
+        """Seconds to ask for as the task of a job says, and no more than its template asks for.
+
+        None leaves it to the template. A job knows its end from the scheduler, and stops in time.
+        """
+        policy = REGISTRY.policy
+        if (wanted := policy.walltime(job_name) if policy else None) is None:
+            return None
+        try:
+            limit = self._walltime_limit(script, location.service)
+        except ValueError as error:
+            logger.info(
+                f"Deployment {self.deployment_name}: the template's walltime stays: {error}"
+            )
+            return None
+        return wanted if limit is None else min(wanted, limit)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something that an interrupt does not stop halfway; `undeploy` waits for it."""

@@ -20,8 +20,10 @@ from crossfl.protocol.schedulers.slurm import (
     JobRecord,
     ending_of,
     folders_of,
+    limit_in,
     queue_of,
     record_of,
+    seconds,
 )
 
 NO_SUCH_JOB = "Invalid job id"
@@ -84,6 +86,10 @@ class SlurmConnector(Turns, EngineSlurmConnector, SubmitOnce):
         if REFUSED.search(answer):
             return RefusedJobError(f"Slurm refuses the job: {joined(answer)}")
         return None
+
+    def _walltime_limit(self, script: str, service: str | None) -> int | None:
+        limit = getattr(self.services.get(service), "time", None) or limit_in(script)
+        return None if limit is None else seconds(limit)
 
     async def _is_ours(self, job_id: str, submission: Mapping[str, Any]) -> bool:
         try:

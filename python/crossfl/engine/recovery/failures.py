@@ -66,6 +66,7 @@ class FacilityFailureManager(FailureManager):
 
     async def close(self) -> None:
         REGISTRY.leave(self._run)
+        await self._housekeeping.close()
         ForkServer.release(at_once=True)  # if nothing was deployed
 
     async def is_recovering(self, job_name: str) -> bool:

@@ -18,7 +18,9 @@ from streamflow.log_handler import logger
 from crossfl.engine.recovery.jobs import facility_job, is_stood_in
 
 TIMEOUT_SECONDS = 20
-"""For removing the directories of a round's jobs, during which the round does not go on."""
+"""For removing the directories of a round's jobs at one facility."""
+PATIENCE_SECONDS = 2
+"""How long the round waits for that: a facility that is slow holds up nobody for longer."""
 RANDOM_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """How the engine names a directory that it makes for one job; no other directory is removed."""
 
@@ -36,6 +38,7 @@ class Housekeeping:
         self._keep_failed = keep_failed
         self._placed: dict[str, list[StreamFlowPath]] = {}
         self._failed: defaultdict[str, list[list[StreamFlowPath]]] = defaultdict(list)
+        self._removals: set[asyncio.Task[None]] = set()
 
     def note_placement(self, job: Job) -> None:
         """Remember the directories of an attempt, which the job itself may not tell later."""
@@ -57,10 +60,22 @@ class Housekeeping:
         for failed in self._failed.values():
             while len(failed) > self._keep_failed:
                 unneeded += failed.pop(0)
-        try:
-            await asyncio.wait_for(_remove(unneeded), TIMEOUT_SECONDS)
-        except TimeoutError:
-            logger.warning("directories of jobs are left over at a facility that is slow")
+        sites: defaultdict[str, list[StreamFlowPath]] = defaultdict(list)
+        for path in unneeded:
+            sites[path.location.deployment].append(path)
+        removals = {asyncio.create_task(_remove(name, paths)) for name, paths in sites.items()}
+        for removal in removals:
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+        if removals:
+            await asyncio.wait(removals, timeout=PATIENCE_SECONDS)
+
+    async def close(self) -> None:
+        """Give up what goes on still."""
+        removals = list(self._removals)
+        for removal in removals:
+            removal.cancel()
+        await asyncio.gather(*removals, return_exceptions=True)
 
     def _directories(self, job: Job) -> list[StreamFlowPath]:
         """The directories that the engine made for a job at its facility."""
@@ -75,9 +90,13 @@ class Housekeeping:
         ]
 
 
-async def _remove(directories: Collection[StreamFlowPath]) -> None:
-    for path in directories:
-        try:
-            await path.rmtree()
-        except Exception as error:
-            logger.warning(f"{path} is left over at {path.location.deployment}: {error}")
+async def _remove(deployment: str, directories: Collection[StreamFlowPath]) -> None:
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            for path in directories:
+                try:
+                    await path.rmtree()
+                except Exception as error:
+                    logger.warning(f"{path} is left over at {deployment}: {error}")
+    except TimeoutError:
+        logger.warning(f"directories of jobs are left over at {deployment}, which is slow")

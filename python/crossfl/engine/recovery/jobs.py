@@ -22,11 +22,13 @@ def has_task(job: Job) -> bool:
 def facility_job(job: Job) -> FacilityJob:
     """What the task of a job says; the job must have one."""
     timeout, number = _field(job, "queue_timeout"), _field(job, "round")
+    walltime = _field(job, "walltime_seconds")
     return FacilityJob(
         name=job.name,
         facility=str(_field(job, "facility")),
         attempts=int(_field(job, "attempts") or 1),
         queue_timeout=None if timeout is None else int(timeout),
+        walltime_seconds=None if walltime is None else int(walltime),
         turn=_turn(job),
         round=None if number is None else int(number),
     )

@@ -29,6 +29,7 @@ class FacilityJob:
         facility: the facility that the job belongs to.
         attempts: how often the job may be tried at its facility.
         queue_timeout: seconds that the job may wait in its queue; None leaves it to the deployment.
+        walltime_seconds: walltime to ask for; None leaves it to the job template.
         turn: what the round asks of the facility.
         round: the round that it belongs to; None where that is not told.
     """
@@ -37,6 +38,7 @@ class FacilityJob:
     facility: str
     attempts: int = 1
     queue_timeout: int | None = None
+    walltime_seconds: int | None = None
     turn: Turn | None = None
     round: int | None = None
 
@@ -166,6 +168,11 @@ class RecoveryPolicy:
         """Seconds that a job may wait in its queue; None where its task leaves that open."""
         job = self._records[job_name].job
         return job.queue_timeout if job else None
+
+    def walltime(self, job_name: str) -> int | None:
+        """Seconds of walltime to ask for; None where the task of a job leaves that open."""
+        job = self._records[job_name].job
+        return job.walltime_seconds if job else None
 
 
 def describe(error: BaseException) -> str:

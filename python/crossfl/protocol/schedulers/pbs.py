@@ -22,6 +22,7 @@ Words = Text | Annotated[float, Meta(ge=-1e18, le=1e18)]
 ExitStatus = Annotated[int, Meta(ge=-(2**15), le=2**16)]
 
 JOB = re.compile(r"^Job Id: *(\S+) *$", re.MULTILINE)
+WALLTIME = re.compile(r"^#PBS\s(?:.*\s)?-l\s*(?:\S*,)?walltime=([^\s,]+)", re.MULTILINE)
 FIELD = re.compile(r"^    (\w+)(?:\.(\w+))? = (.*)$", re.MULTILINE)
 
 
@@ -136,3 +137,9 @@ def seconds(clock: str) -> int:
     for part in clock.split(":"):
         total = 60 * total + int(part)
     return total
+
+
+def limit_in(script: str) -> str | None:
+    """The walltime that the directives of a job script ask for; None if they do not."""
+    found = WALLTIME.search(script)
+    return found[1] if found else None

@@ -35,6 +35,9 @@ RECORD = re.compile(r"^JobId=(\d+)\b", re.MULTILINE)
 FIELD = re.compile(r"(?:^ *| )(\w+)=(.*?)(?= \w+=|$)")
 WHOLE_LINE = re.compile(r"^ *(StdOut|WorkDir)=(.*)$")
 """Paths may have blanks, and stand on lines of their own."""
+TIME = re.compile(r"^#SBATCH\s(?:.*\s)?(?:--time(?:=|\s+)|-t\s*)\"?([^\s\"]+)", re.MULTILINE)
+DAYS = re.compile(r"(\d+)-(\d+(?::\d+){0,2})")
+CLOCK = re.compile(r"\d+(?::\d+){0,2}")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -178,3 +181,30 @@ def _convert(fields: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         raise CrossFLError(f"an answer unlike Slurm's: {str(error)[:200]}") from None
+
+
+def limit_in(script: str) -> str | None:
+    """The time limit that the directives of a job script ask for; None if they do not."""
+    found = TIME.search(script)
+    return found[1] if found else None
+
+
+def seconds(limit: str) -> int:
+    """Seconds of a time limit, in any of the six forms that `sbatch --time` takes.
+
+    Raises:
+        ValueError: it is no such limit, or it is infinite.
+    """
+    if found := DAYS.fullmatch(limit):
+        hours, minutes, rest = [*map(int, found[2].split(":")), 0, 0][:3]
+        return ((24 * int(found[1]) + hours) * 60 + minutes) * 60 + rest
+    if not CLOCK.fullmatch(limit):
+        raise ValueError(f"{limit!r} is no time limit of Slurm")
+    match [int(part) for part in limit.split(":")]:
+        case [hours, minutes, rest]:
+            return (hours * 60 + minutes) * 60 + rest
+        case [minutes, rest]:
+            return minutes * 60 + rest
+        case [minutes]:
+            return minutes * 60
+    raise AssertionError(limit)
