@@ -171,7 +171,7 @@ def run(setting: str, data: str, seed: int, arm: str) -> dict[str, Any]:
             aggregation=Aggregation(**rules),
         )
         federation = Federation(job, sites, seed, learner)
-        machines, model = federation.machines, lambda: federation.model
+        machines, model = federation.machines, lambda: federation.served
     else:
         machines = Machines(sites, seed)
         peer = rules(machines, learner.trained, learner.first())

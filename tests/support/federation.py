@@ -42,6 +42,7 @@ class Federation:
         shards: list[Values] | Values,
         adapted: bool = False,
         buffers: Collection[str] = (),
+        rounds: int = 9,
         **rules: Any,
     ) -> None:
         self.folder = folder
@@ -68,7 +69,7 @@ class Federation:
         sums = first_state.write_tensors(Tensors.of_model(self.model), self.aggregation, self.state)
         server_state.write_signers(self.aggregation, self.state)
         self.server = ServerState(
-            rounds=9,
+            rounds=rounds,
             seed=0,
             aggregation=server_state.without_path(self.aggregation),
             started=STARTED,

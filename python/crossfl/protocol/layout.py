@@ -24,6 +24,8 @@ SIGNERS = "signers"
 """In the folder of a state: OpenSSH allowed signers, where signatures are asked for."""
 MASTER = "master"
 """Family of files with the fp32 master weights: `master.model.safetensors`, …"""
+MEAN = "mean"
+"""Family of files with the fp32 served mean of the models, where rounds close early."""
 
 HISTORY_LINES = "history.jsonl"
 """The history that the report step hands over: one round a line."""

@@ -34,6 +34,8 @@ Closing = Literal["all", "running", "first"] | Positive
 """When a round closes: a rule, or a number of seconds."""
 GRACE_SECONDS = 60.0
 """For which a round stays open, unless something else is said."""
+SERVED_MEAN = 0.2
+"""Rate of the served mean in a full participation, unless something else is said."""
 INCREMENTAL = ("fedavg", "fedavgm", "diloco")
 """Server optimizers that can step for one update as well as for those of everybody."""
 
@@ -316,6 +318,14 @@ class Aggregation(Record, frozen=True, kw_only=True):
     grace_seconds: Annotated[
         Seconds, doc("Seconds that a round stays open once running or first would close it.")
     ] = GRACE_SECONDS
+    served_mean: Annotated[
+        Share | None,
+        doc(
+            "Where rounds close early, the part of the way to the newest model that the mean of "
+            "models goes in a full participation; the federation ends with the mean. 0 serves the "
+            "newest model; unset, 0.2."
+        ),
+    ] = None
     target_loss: Annotated[
         Number | None,
         doc("Stop when the mean validation loss (nats per token) is no more than this."),
@@ -336,6 +346,11 @@ class Aggregation(Record, frozen=True, kw_only=True):
         if self.job_seconds is not None and self.planner == "fixed":
             raise CrossFLError(
                 "aggregation.job_seconds is of planner: equal_time, and the planner is fixed"
+            )
+        if self.waits_for_all and self.served_mean:
+            raise CrossFLError(
+                "aggregation.served_mean is for rounds that close early, and closes is all: leave "
+                "it out"
             )
         if self.waits_for_all:
             return
@@ -359,6 +374,12 @@ class Aggregation(Record, frozen=True, kw_only=True):
     def waits_for_all(self) -> bool:
         """Whether a round waits until everybody has delivered or is absent."""
         return self.closes == "all"
+
+    @property
+    def mean_rate(self) -> float:
+        """The part of the way to the newest model that the served mean goes; 0, there is none."""
+        unset = 0.0 if self.waits_for_all else SERVED_MEAN
+        return unset if self.served_mean is None else self.served_mean
 
     def learning_rate(self, default: float) -> float:
         """The server learning rate in force, given that of the server optimizer."""

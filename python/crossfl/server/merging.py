@@ -22,6 +22,8 @@ from crossfl.server.shares import shares
 
 MOST_STALE = 8
 """Full participations after which a task is given up; its facility keeps the credit."""
+SHORTEST_MEAN = 9
+"""The served mean is of as many updates as have counted, over this, until it is of 1 / rate."""
 WITH_MOMENTUM = ("fedavgm", "diloco")
 
 
@@ -91,9 +93,14 @@ def stepping(
     a round of all.
     """
     rules = state.aggregation
-    if rules.waits_for_all or rules.server_optimizer not in WITH_MOMENTUM or not updates:
+    if rules.waits_for_all or not updates:
         return state
     members = len(_members([u.facility for u in updates], state, allowances))
+    if rules.mean_rate:
+        rate = mean_rate(rules.mean_rate, members, state.updates, len(updates))
+        rules = rules.replace(served_mean=rate)
+    if rules.server_optimizer not in WITH_MOMENTUM:
+        return state.replace(aggregation=rules)
     whole, rate = rules.server_momentum, rules.learning_rate(optimizers.of(rules).LEARNING_RATE)
     part = whole ** (1 / max(members, 1))
     return state.replace(
@@ -102,6 +109,24 @@ def stepping(
             server_learning_rate=rate * (1 - part) / (1 - whole),
         )
     )
+
+
+def mean_rate(rate: float, members: int, before: int, arrived: int) -> float:
+    """The part of the way to the newest model that the served mean goes in a merge.
+
+    For each update that is `rate` / N. A mean is never of more than the last ninth of the
+    updates, or so: in a short federation it would be of the first model for the most part.
+
+    Args:
+        rate: the same in a full participation.
+        members: N, members of the federation.
+        before: updates that have counted before the merge.
+        arrived: updates in the merge.
+    """
+    left = 1.0
+    for number in range(before, before + arrived):
+        left *= 1 - max(rate / max(members, 1), SHORTEST_MEAN / (SHORTEST_MEAN + number))
+    return 1 - left
 
 
 def advanced(

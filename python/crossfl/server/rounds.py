@@ -9,17 +9,17 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import LONGEST_REASON
 from crossfl.protocol.history import FacilityEntry, RoundEntry
-from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, STATE
-from crossfl.protocol.manifest import ModelManifest, StateManifest, UpdateManifest
+from crossfl.protocol.layout import GLOBAL_MODEL, HELD_UPDATES, MANIFEST, SERVER_STATE, STATE
+from crossfl.protocol.manifest import ModelManifest, StateManifest
 from crossfl.protocol.records import Allowance
 from crossfl.protocol.state import FacilityLedger, ServerState
 from crossfl.protocol.text import printable
-from crossfl.server import admission, ledger, merging
+from crossfl.server import admission, entries, ledger, merging, serving
 from crossfl.server import state as server_state
 from crossfl.server.admission import Update, UpdatesRefused
 from crossfl.server.averaging.average import Averaging
 from crossfl.server.averaging.walk import PIECE
-from crossfl.server.deliveries import Exclusion, shown_reason
+from crossfl.server.deliveries import Exclusion
 from crossfl.server.quorum import BelowQuorumError, check_quorum
 from crossfl.storage import manifest
 from crossfl.storage.checkpoint import Tensors
@@ -178,14 +178,23 @@ def _copied(described: ModelManifest, weights: Tensors) -> set[str]:
 
 
 def _pass_through(round_: Round) -> PassedThrough:
-    """Hand on model and state as they are: the loop has to turn once."""
+    """Hand on model and state as they are, at the end: the loop has to turn once."""
     with (
         publish(round_.out / GLOBAL_MODEL) as directory,
         publish(round_.out / STATE) as memory,
     ):
         link_tree(round_.model, directory)
         link_tree(round_.folder, memory)
-    return PassedThrough(round_.state)
+        files = manifest.read(memory, StateManifest).files
+        sums = {name: file.sha256 for name, file in files.items() if name != SERVER_STATE}
+        model = serving.deliver(directory, memory, sums)
+        if model == round_.state.model:
+            return PassedThrough(round_.state)
+        state = round_.state.replace(model=model)
+        for name in (SERVER_STATE, MANIFEST):
+            (memory / name).unlink()  # the journal may have it under this name, too
+        server_state.save(state, memory, sums)
+        return PassedThrough(state)
 
 
 def _publish(
@@ -208,10 +217,16 @@ def _publish(
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 link(round_.model / name, directory / name)
                 sums[name] = file.sha256
-        model = manifest.write(directory, ModelManifest(round=number), sums).digest
         renewed = ledger.counted(weighed.ledger, averaging.updates, averaging.norms)
-        entry = _entry(round_, model, renewed, _averaged(averaging, number) | _excluded(excluded))
+        facilities = entries.averaged(
+            averaging.updates, averaging.coefficients, averaging.norms, number
+        )
+        entry = _entry(round_, state.model, renewed, facilities | entries.excluded(excluded))
         state = _finished(round_, entry, renewed)
+        model = manifest.write(directory, ModelManifest(round=number), sums).digest
+        if not state.more(round_.now):
+            model = serving.deliver(directory, memory, sums)
+        state, entry = state.replace(model=model), entry.replace(model=model)
         server_state.save(state, memory, sums, before=round_.folder, entry=entry)
     return Averaged(state, entry)
 
@@ -259,10 +274,13 @@ def _below_quorum(
                 round_,
                 state.model,
                 renewed,
-                _excluded([*excluded, *unused]),
+                entries.excluded([*excluded, *unused]),
                 skipped=printable(str(shortfall), longest=LONGEST_REASON),
             )
             state = _finished(round_, entry, renewed)
+            if not state.more(round_.now):
+                model = serving.deliver(directory, memory, sums)
+                state, entry = state.replace(model=model), entry.replace(model=model)
             server_state.save(state, memory, sums, before=round_.folder, entry=entry)
             return Skipped(state, entry)
         whole = [update for update in admitted if admission.is_whole(update)]
@@ -270,7 +288,7 @@ def _below_quorum(
             link_tree(update.path, memory / HELD_UPDATES / update.facility)
         held = tuple(sorted(update.facility for update in whole))
         waits = state.replace(held=held, waits=state.waits + 1)
-        state = merging.advanced(waits, _excluded(excluded), state.ledger, round_.allowances)
+        state = merging.advanced(waits, entries.excluded(excluded), state.ledger, round_.allowances)
         server_state.save(state, memory, sums, before=round_.folder)
         pause = 0.0 if goes_on and missing == {"late"} else rules.wait_seconds
         return Waiting(state, str(shortfall), pause)
@@ -294,42 +312,6 @@ def _finished(
         loss=loss,
         skipped=entry.skipped,
         best=best[:MOST_BEST],
-    )
-
-
-def _averaged(averaging: Averaging, number: int) -> dict[str, FacilityEntry]:
-    return {
-        update.facility: _stated(update.manifest).replace(
-            share=share,
-            norm=averaging.norms[update.facility],
-            staleness=number - update.manifest.round,
-        )
-        for update, share in zip(averaging.updates, averaging.coefficients, strict=True)
-    }
-
-
-def _excluded(excluded: Sequence[Exclusion]) -> dict[str, FacilityEntry]:
-    return {
-        e.facility: (
-            _stated(e.manifest).replace(status=e.status, reason=e.reason)
-            if e.manifest
-            else FacilityEntry(status=e.status, reason=e.reason)
-        )
-        for e in excluded
-    }
-
-
-def _stated(update: UpdateManifest) -> FacilityEntry:
-    """What an update states of itself, as the history has it."""
-    return FacilityEntry(
-        status=update.status,
-        reason=None if update.reason is None else shown_reason(update.reason),
-        tokens=update.tokens,
-        samples=update.samples,
-        steps=update.steps,
-        bytes=update.bytes,
-        seconds=update.seconds,
-        metrics=update.metrics,
     )
 
 

@@ -3,6 +3,7 @@
     state.json                   rounds, seed, aggregation record, ledger: `ServerState`
     history/000001.jsonl …       the finished rounds, one a line, `SEGMENT` of them in a file
     master.*.safetensors         fp32 master weights, in files named like the model's
+    mean.*.safetensors           fp32 served mean of the models, where rounds close early
     <slot>.*.safetensors         one such family for each slot of the server optimizer
     updates/<facility>/          updates of a round that waits for its quorum
     signers                      who may sign, where the aggregation record asks for signatures

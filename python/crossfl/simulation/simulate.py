@@ -113,22 +113,23 @@ def rounds(job: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
             with failure.handled("absent", task, facility / UPDATE, update_absent):
                 train(before / GLOBAL_MODEL, task, job.training, facility)
             updates.append(facility / UPDATE)
+        now = time.time()
         outcome = aggregate(
             before / GLOBAL_MODEL,
             before / STATE,
             updates,
             folder,
-            time.time(),
+            now,
             allowances=planned.allowances,
         )
         shutil.rmtree(folder / "facilities", ignore_errors=True)
         shutil.rmtree(before)
-        more = another_turn(outcome)
+        more = another_turn(outcome, now)
         if isinstance(outcome, Waiting) and outcome.state.waits > MOST_WAITS:
             raise BelowQuorumError(
                 f"{outcome.reason}. Round {planned.round} has waited {MOST_WAITS} times"
             )
-        conclude(outcome, time.monotonic() - begun)
+        conclude(outcome, more, time.monotonic() - begun)
         if not isinstance(outcome, Waiting):
             yield outcome.state, folder
 

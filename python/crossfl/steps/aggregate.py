@@ -44,32 +44,38 @@ def main(args: argparse.Namespace) -> None:
     folder, begun = args.outdir, time.monotonic()
     allowances = args.allowance and [from_words(words, Allowance) for words in args.allowance]
     with outputs.all_or_none(folder / GLOBAL_MODEL, folder / STATE):
+        now = time.time()
         outcome = aggregate(
             args.global_model,
             args.state,
             args.update,
             folder,
-            time.time(),
+            now,
             allowances=allowances,
             admitted=_tell_admitted if is_followed() else None,
         )
-        state, more = outcome.state, another_turn(outcome)
+        state, more = outcome.state, another_turn(outcome, now)
         if state.run and (place := journal.here()):
             run = journal.Run.load(place / state.run)
             run.publish(folder / GLOBAL_MODEL, folder / STATE, state.retention)
             if not more:
                 break_hard_links(folder / GLOBAL_MODEL)  # the journal's files, until now
-        conclude(outcome, time.monotonic() - begun)
+        conclude(outcome, more, time.monotonic() - begun)
         made = {"next_model": folder / GLOBAL_MODEL, "next_state": folder / STATE}
         outputs.write(folder, **made, more=more)
 
 
-def another_turn(outcome: Outcome) -> bool:
-    """Whether the loop turns again: for another round, or for the one that waits."""
-    return isinstance(outcome, Waiting) or outcome.state.more(time.time())
+def another_turn(outcome: Outcome, now: float) -> bool:
+    """Whether the loop turns again: for another round, or for the one that waits.
+
+    Args:
+        outcome: of the round.
+        now: the moment it was aggregated at, in seconds since 1970.
+    """
+    return isinstance(outcome, Waiting) or outcome.state.more(now)
 
 
-def conclude(outcome: Outcome, seconds: float) -> None:
+def conclude(outcome: Outcome, more: bool, seconds: float) -> None:
     """Say how a round ended, and pause where it waits for its quorum."""
     state, waits = outcome.state, isinstance(outcome, Waiting)
     with Progress(round=state.round + waits, rounds=state.rounds) as progress:
@@ -84,7 +90,7 @@ def conclude(outcome: Outcome, seconds: float) -> None:
         else:
             if isinstance(outcome, Averaged | Skipped) and is_followed():
                 _tell_fates(outcome)
-            last = "" if another_turn(outcome) else ", last round"
+            last = "" if more else ", last round"
             progress(
                 "aggregate",
                 loss=_loss(outcome),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.layout import MASTER
+from crossfl.protocol.layout import MASTER, MEAN
 from crossfl.protocol.manifest import StateManifest
 from crossfl.protocol.state import ServerState
 from crossfl.server import admission, aggregation_rules, bounds, optimizers
@@ -268,7 +268,8 @@ class Averaging:
         if name in self._weights.buffers:
             dtype = self._weights.file_of[name].entries[name].dtype
             moved = (old.pop(MASTER) + delta).to(dtype).float()
-            return {MODEL: moved, MASTER: moved, **old}
+            kept = {slot: moved if slot == MEAN else values for slot, values in old.items()}
+            return {MODEL: moved, MASTER: moved, **kept}
         master, slots = self._optimizer.apply(old.pop(MASTER), delta, old, self._state.aggregation)
         return {MODEL: master, MASTER: master, **slots}
 

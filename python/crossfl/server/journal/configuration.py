@@ -31,6 +31,7 @@ FIXED = (
     "lora",
     "aggregation.server_optimizer",
     "aggregation.model_dtype",
+    "aggregation.served_mean",
 )
 """What the rounds in a journal were made from, which cannot change even in an unlocked run."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from crossfl.protocol.records import Aggregation
 from crossfl.server.optimizers import diloco, fedavg, fedavgm
 from crossfl.server.optimizers.adaptive import FedAdagrad, FedAdam, FedYogi
+from crossfl.server.optimizers.served_mean import ServedMean
 
 Slots = dict[str, Tensor]
 
@@ -49,5 +50,6 @@ OPTIMIZERS = {
 
 
 def of(aggregation: Aggregation) -> ServerOptimizer:
-    """The server optimizer the record names."""
-    return OPTIMIZERS[aggregation.server_optimizer]
+    """The server optimizer the record names, with the served mean if there is to be one."""
+    optimizer = OPTIMIZERS[aggregation.server_optimizer]
+    return ServedMean(optimizer) if aggregation.mean_rate else optimizer

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.history import FacilityEntry
+from crossfl.protocol.layout import MEAN
 from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.measurements import PhaseSeconds
 from crossfl.protocol.records import Allowance, Task
@@ -97,6 +98,11 @@ class Federation:
         self._asked: list[str] = []
         self._turn = self._grace = 0
         self.clock.after(0.0, self._open)
+
+    @property
+    def served(self) -> Tensor:
+        """The model that would be delivered, were this the end."""
+        return self._slots.get(MEAN, self.model)
 
     @property
     def is_over(self) -> bool:
