@@ -45,7 +45,7 @@ compare: $(READY) data ## federated, each facility alone, and pooled data: a tab
 	$(BIN)/crossfl compare $(JOB) --data $(DATA) --outdir $(OUTDIR)/compare
 
 experiment: experiment-data ## an experiment, small: federated, each site alone, pooled (NAME)
-	$(BIN)/crossfl compare workflows/experiments/$(NAME)/job.yml \
+	CROSSFL_MODELS=data/models $(BIN)/crossfl compare workflows/experiments/$(NAME)/job.yml \
 	  --data data/experiments/$(NAME) --outdir $(OUTDIR)/experiments/$(NAME)
 
 experiment-data: $(READY) ## the data of an experiment, by facility, in data/experiments (NAME, REAL)

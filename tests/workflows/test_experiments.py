@@ -13,11 +13,15 @@ import yaml
 from crossfl import cli
 from crossfl.learning import datasets
 from crossfl.learning.datasets import Image
+from crossfl.protocol.records import Lora
+from crossfl.steps.initialise import initialise
+from crossfl.storage.checkpoint import Tensors
 from crossfl.storage.job import Job
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "workflows" / "experiments"
 NAMES = ("bilingual", "chemistry", "vision")
+"""Those that real sites have a job for."""
 SITES = {
     "bilingual": ["--from", ROOT / "environments" / "eurohpc.yml"],
     "chemistry": ["--from", ROOT / "environments" / "doe.yml"],
@@ -38,7 +42,7 @@ def script(path: str, *words: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "smollm"])
 def test_small_version_fits_together(name: str) -> None:
     job = Job.load(FOLDER / name / "job.yml")
     deployed = yaml.safe_load((FOLDER / name / "streamflow.yml").read_text())["deployments"]
@@ -48,8 +52,10 @@ def test_small_version_fits_together(name: str) -> None:
         assert config["facility"] == facility.name
         where = Path(os.path.normpath(FOLDER / name / config["data"]))  # links are not followed
         assert where == ROOT / "data" / "experiments" / name / facility.name
-    assert job.config
-    assert job.config.is_file()
+    assert (
+        job.model == ROOT / "data" / "models" / "smollm2-135m" if name == "smollm" else job.config
+    )
+    assert job.config is None or job.config.is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,8 +165,21 @@ def test_what_is_not_smolinstruct_is_named(tmp_path: Path) -> None:
     assert f"{file}, row 2: no row of SMolInstruct" in result.stderr
 
 
+def test_smollm_is_unpacked_and_takes_an_adapter(tmp_path: Path) -> None:
+    """The real model: converted once, beside a tokenizer that survives being saved."""
+    made = ROOT / "data" / "models" / "smollm2-135m"
+    if not made.is_dir():
+        pytest.skip("data/models/smollm2-135m is not there: make experiment-data NAME=smollm")
+    job = Job.load(FOLDER / "smollm" / "job.yml")
+    assert job.lora
+    initialise(made, None, None, 0, 1, job.aggregation, tmp_path, job.lora)
+    adapter = Tensors.of_model(tmp_path / "global_model")
+    assert sum(entry.elements for entry in adapter.floats().values()) == 460_800
+    assert Lora.parse(json.loads((tmp_path / "global_model" / "lora.json").read_text())).base_digest
+
+
 def test_an_unknown_experiment_is_named() -> None:
     command = [FOLDER / "prepare.sh", "poetry", "nowhere", sys.executable]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "no experiment poetry: bilingual, chemistry, vision" in result.stderr
+    assert "no experiment poetry: bilingual, chemistry, smollm, vision" in result.stderr

@@ -159,7 +159,7 @@ def resolve(name: str, root: Path, variable: str = DATA) -> Path:
         CrossFLError: the name is absolute, climbs out, leaves by a link, or nothing is there.
     """
     what = "base model" if variable == MODELS else "dataset"
-    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise CrossFLError(
             f"{what} {name!r}: give a name inside {variable}, without '..' and not absolute"
         )

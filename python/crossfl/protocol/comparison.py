@@ -1,4 +1,4 @@
-"""What `crossfl compare` measures: the federation, each facility alone, and pooled data."""
+"""What `crossfl compare` measures: the federation, each facility alone, pooled data, the base."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,9 @@ from crossfl.protocol import decoding
 from crossfl.protocol.fields import Loss, Name, Record, doc
 from crossfl.protocol.measurements import Metrics
 
-FEDERATED, POOLED = "federated", "pooled"
-"""Arms of a comparison; each other one is of the facility whose name it has, alone."""
+FEDERATED, POOLED, BASE = "federated", "pooled", "base"
+"""Arms of a comparison; each other one is of the facility whose name it has, alone. The base is the
+model that a job starts from, where that has been trained before."""
 LARGEST = 256 << 20
 """Bytes of a comparison; more is refused unread."""
 
@@ -18,7 +19,8 @@ class Arm(Record, frozen=True, kw_only=True):
     """One way to train, measured at every facility."""
 
     rounds: Annotated[
-        tuple[dict[Name, Loss], ...], doc("Loss by facility after each round, nats per token.")
+        tuple[dict[Name, Loss], ...],
+        doc("Loss by facility after each round, nats per token; the base has no round."),
     ]
     final: Annotated[dict[Name, Metrics], doc("Metrics of the last model by facility.")]
 
@@ -43,5 +45,5 @@ def read_alone(path: Path) -> dict[str, dict[str, float]]:
     return {
         name: {at: metrics.loss for at, metrics in arm.final.items()}
         for name, arm in comparison.arms.items()
-        if name not in (FEDERATED, POOLED)
+        if name not in (FEDERATED, POOLED, BASE)
     }

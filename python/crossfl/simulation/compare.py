@@ -1,4 +1,7 @@
-"""Compare, at equal samples: the federation, each facility alone, and all data in one place."""
+"""Compare, at equal samples: the federation, each facility alone, all data in one place.
+
+Where the job starts from a model, the scores of that model as it was stand beside them.
+"""
 
 import argparse
 import dataclasses
@@ -8,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,13 +19,16 @@ from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.learning import datasets
 from crossfl.protocol import decoding, variables
-from crossfl.protocol.comparison import FEDERATED, POOLED, Arm, Comparison
+from crossfl.protocol.comparison import BASE, FEDERATED, POOLED, Arm, Comparison
 from crossfl.protocol.layout import COMPARISON, EVALUATION, GLOBAL_MODEL, STATE
 from crossfl.protocol.measurements import Metrics, TaskMetrics
 from crossfl.protocol.records import Facility
+from crossfl.protocol.state import ServerState
+from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.simulation.simulate import playing_every_facility, rounds
 from crossfl.steps.evaluate import evaluate
+from crossfl.steps.initialise import initialise
 from crossfl.steps.report import report
 from crossfl.storage.files import write_bytes
 from crossfl.storage.job import Job
@@ -49,21 +55,8 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> Comparison:
     """
     with tempfile.TemporaryDirectory() as scratch:
         pool = Path(scratch, "data")
-        for facility in job.facilities:
-            (pool / facility.name).parent.mkdir(parents=True, exist_ok=True)
-            (pool / facility.name).symlink_to((root / facility.name).resolve())
-        _pool(job, root, pool / POOLED)
         job = _without_pauses(job)
-        arms = {FEDERATED: job}
-        steps = sum(f.local_steps or job.local_steps for f in job.facilities)
-        for only in [*job.facilities, Facility(name=POOLED, dataset="all")]:
-            one = only.replace(local_steps=None)
-            arms[only.name] = dataclasses.replace(
-                job,
-                facilities=(one,),
-                local_steps=steps,
-                aggregation=job.aggregation.replace(aggregation_rule="mean", quorum=None),
-            )
+        arms = arms_of(job, root, pool)
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
             running = {
                 name: executor.submit(_run, name, arm, job, pool, Path(scratch, name))
@@ -79,8 +72,37 @@ def compare(job: Job, root: Path, out: Path, workers: int) -> Comparison:
     return comparison
 
 
+def arms_of(job: Job, root: Path, pool: Path) -> dict[str, Job]:
+    """The arms of a comparison by name, each a job that sees as many samples as the federation.
+
+    An arm with one site is plain training: no server optimizer, and nothing lost on a journey.
+
+    Args:
+        job: the federation.
+        root: folder with one folder for each facility, which holds its datasets.
+        pool: folder to lay out: links to the same folders, and one with all data.
+    """
+    for facility in job.facilities:
+        (pool / facility.name).parent.mkdir(parents=True, exist_ok=True)
+        (pool / facility.name).symlink_to((root / facility.name).resolve())
+    _pool(job, root, pool / POOLED)
+    arms = {FEDERATED: job} if job.model is None else {FEDERATED: job, BASE: job}
+    steps = sum(f.local_steps or job.local_steps for f in job.facilities)
+    plain = {"aggregation_rule": "mean", "server_optimizer": "fedavg", "quorum": None}
+    plain |= {"server_learning_rate": None, "model_dtype": "keep"}
+    for only in [*job.facilities, Facility(name=POOLED, dataset="all")]:
+        arms[only.name] = dataclasses.replace(
+            job,
+            facilities=(only.replace(local_steps=None),),
+            local_steps=steps,
+            training=job.training.replace(encoding="fp32"),
+            aggregation=job.aggregation.replace(**plain),
+        )
+    return arms
+
+
 def _without_pauses(job: Job) -> Job:
-    if taken := {f.name for f in job.facilities} & {FEDERATED, POOLED}:
+    if taken := {f.name for f in job.facilities} & {FEDERATED, POOLED, BASE}:
         raise CrossFLError(f"facility {min(taken)!r}: the comparison has an arm of that name")
     return dataclasses.replace(
         job,
@@ -123,13 +145,14 @@ def table(comparison: Comparison) -> str:
     ]
     if rows:
         parts.append(_markdown(["at", "task", "score", *final], rows))
+    trained = {name: arm for name, arm in comparison.arms.items() if name != BASE}
     by_round = [
         [str(i + 1)]
-        + [f"{sum(a.rounds[i].values()) / len(sites):.3f}" for a in comparison.arms.values()]
-        for i in range(min(len(arm.rounds) for arm in comparison.arms.values()))
+        + [f"{sum(arm.rounds[i].values()) / len(sites):.3f}" for arm in trained.values()]
+        for i in range(min(len(arm.rounds) for arm in trained.values()))
     ]
     parts.append(
-        "Mean validation loss after each round:\n\n" + _markdown(["round", *final], by_round)
+        "Mean validation loss after each round:\n\n" + _markdown(["round", *trained], by_round)
     )
     return "\n".join(parts)
 
@@ -170,25 +193,53 @@ def _run(name: str, arm: Job, job: Job, root: Path, scratch: Path) -> Arm:
     by_round: list[dict[str, float]] = []
     final: dict[str, Metrics] = {}
     with playing_every_facility(root):
-        for state, folder in rounds(arm, scratch):
-            last = state.round == state.rounds
+        for state, folder in models_of(name, arm, scratch):
+            last = name == BASE or state.round == state.rounds
             prompts = job.prompts if last and name == FEDERATED else ()
-            for task in plan(
-                state, job.facilities, job.local_steps, job.training, "evaluate"
-            ).tasks:
-                measured = scratch / task.facility
-                shutil.rmtree(measured, ignore_errors=True)
-                measured.mkdir(parents=True)
-                model = folder / GLOBAL_MODEL
-                evaluation = evaluate(model, task, job.training, prompts, measured, match=last)
-                if evaluation.metrics is None:
-                    raise CrossFLError(f"{task.facility} has no metrics: {evaluation.reason}")
-                final[task.facility] = evaluation.metrics
-            by_round.append({facility: metrics.loss for facility, metrics in final.items()})
-            losses = "  ".join(f"{f} {loss:.3f}" for f, loss in by_round[-1].items())
+            model = folder / GLOBAL_MODEL
+            final = measured(model, state, job, scratch, prompts, match=last)
+            if name != BASE:
+                by_round.append({facility: metrics.loss for facility, metrics in final.items()})
+            losses = "  ".join(f"{f} {metrics.loss:.3f}" for f, metrics in final.items())
             print(f"{name}  round {state.round}/{state.rounds}  loss {losses}", file=sys.stderr)
     (folder / STATE).rename(scratch / STATE)
     return Arm(rounds=tuple(by_round), final=final)
+
+
+def models_of(name: str, arm: Job, scratch: Path) -> Iterator[tuple[ServerState, Path]]:
+    """The models of an arm: one after each round; of the base, the one before the first."""
+    if name != BASE:
+        yield from rounds(arm, scratch)
+        return
+    first = (arm.model, arm.config, arm.tokenizer, arm.seed, arm.rounds, arm.aggregation)
+    initialise(*first, scratch / "0", arm.lora)
+    yield server_state.load(scratch / "0" / STATE), scratch / "0"
+
+
+def measured(
+    model: Path,
+    state: ServerState,
+    job: Job,
+    scratch: Path,
+    prompts: Sequence[str] = (),
+    *,
+    match: bool,
+) -> dict[str, Metrics]:
+    """The metrics of a model at every facility; evaluations stay in `scratch`, by facility.
+
+    Raises:
+        CrossFLError: a facility gives none.
+    """
+    metrics = {}
+    for task in plan(state, job.facilities, job.local_steps, job.training, "evaluate").tasks:
+        folder = scratch / task.facility
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        evaluation = evaluate(model, task, job.training, prompts, folder, match=match)
+        if evaluation.metrics is None:
+            raise CrossFLError(f"{task.facility} has no metrics: {evaluation.reason}")
+        metrics[task.facility] = evaluation.metrics
+    return metrics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
