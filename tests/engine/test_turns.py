@@ -8,8 +8,14 @@ from uuid import uuid4
 import pytest
 from streamflow.core.deployment import ExecutionLocation
 
-from crossfl.engine.connectors import turns
-from crossfl.engine.connectors.turns import COLLECT, FORGET, LOOK, PUBLISH, Request
+from crossfl.engine.connectors.turn_scripts import (
+    COLLECT,
+    FORGET,
+    LOOK,
+    PUBLISH,
+    Request,
+    published,
+)
 from crossfl.engine.recovery.closing import Turn
 
 
@@ -43,7 +49,7 @@ class Site:
         return self.run(LOOK, request, round=request.turn.round)[0]
 
     def publish(self, request: Request) -> None:
-        values = turns.published(request)
+        values = published(request)
         assert self.run(PUBLISH, request, **values) == ("", 0)
 
     def job(self, request: Request) -> int:
@@ -134,7 +140,7 @@ def test_a_collection_that_was_cut_off_is_done_again(site: Site) -> None:
 
 def test_a_turn_that_is_published_twice_stays(site: Site) -> None:
     first = site.request(1)
-    values = turns.published(first)
+    values = published(first)
     for _ in range(2):  # the connection was lost in the midst of the first
         assert site.run(PUBLISH, first, **values) == ("", 0)
     assert site.job(first) == 0

@@ -17,7 +17,6 @@ has made of it. At the site there is one folder for each facility of a federatio
         collected        the round that has the outputs
 
 All that matters is at the site. A run that was killed and started again finds the job there.
-Every script may run twice, and may be cut off: the next time, it does the rest.
 
 What a job needs is sent by an *errand*, which outlives its round, too: over a slow line, an upload
 that began anew in every round would never be over. A later round waits for it, and sends the
@@ -27,9 +26,7 @@ newest model after it if the job has not started.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import re
 import shlex
 from abc import ABC
 from collections.abc import Iterator, MutableMapping, MutableSequence
@@ -39,14 +36,23 @@ from typing import Any
 
 from streamflow.core.deployment import ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
-from streamflow.core.utils import create_command, random_name
+from streamflow.core.utils import create_command
 from streamflow.log_handler import logger
 
 from crossfl.engine.connectors import submission
 from crossfl.engine.connectors.model_store import COPY_SECONDS, ModelStore
 from crossfl.engine.connectors.queue import CANCEL_SECONDS
-from crossfl.engine.recovery.closing import LateError, Rounds, Stage, Turn
-from crossfl.engine.recovery.housekeeping import RANDOM_NAME
+from crossfl.engine.connectors.turn_scripts import (
+    COLLECT,
+    ENDED,
+    FORGET,
+    LOOK,
+    PUBLISH,
+    SUBMITTED,
+    Request,
+    published,
+)
+from crossfl.engine.recovery.closing import LateError, Rounds, Stage
 from crossfl.engine.recovery.registry import REGISTRY
 from crossfl.protocol import variables
 from crossfl.protocol.layout import PROGRESS_FILE
@@ -55,147 +61,6 @@ WATCH_SECONDS = 1.0
 """How often a job that may be late asks whether its round is over."""
 SILENCE_SECONDS = 5.0
 """A job of which the site has said nothing for so long is not known to run."""
-ENDED = re.compile(r"^turn=(\d+)-\S+ status=(\d+)$", re.MULTILINE)
-
-# A job that is started a second time, because the scheduler requeued it, goes on with its turn.
-JOB = """\
-umask 077
-trap : TERM USR1
-cd {folder} || exit 81
-[ ! -L next ] || mv -fT next taken
-turn=$(readlink taken) || exit 82
-export {progress_variable}="$PWD/$turn/{progress_file}"
-(trap : TERM USR1; . "./$turn/command")
-status=$?
-echo "$status" > "$turn/.status" && mv -f "$turn/.status" "$turn/status"
-exit "$status"
-"""
-
-REMOVE = """\
-remove() {{
-    case $1 in [0-9]*) ;; *) return 0 ;; esac
-    cat "$1/folders" "$1/made" 2>/dev/null | while IFS= read -r old; do rm -rf -- "$old"; done
-    rm -rf -- "$1"
-}}
-"""
-
-# Prints `runs` where a job has taken a turn, and `ended` where its command has ended well: a new
-# turn is too late for it. What an earlier round has collected is removed, and what has failed.
-LOOK = (
-    REMOVE
-    + """\
-cd {folder} 2>/dev/null || exit 0
-status=$(cat taken/status 2>/dev/null)
-if [ -e collected ] && [ "$(cat collected)" -lt {round} ] || [ "${{status:-0}}" != 0 ]; then
-    for turn in [0-9]*; do remove "$turn"; done
-    rm -rf submission next taken collected job
-fi
-[ -L taken ] || exit 0
-[ -e taken/status ] && echo ended || echo runs
-"""
-)
-
-# The turn that is replaced is removed, unless the job took it this moment, or it is this one.
-PUBLISH = (
-    REMOVE
-    + """\
-mkdir -p {folder}/{turn} && cd {folder} || exit 83
-printf '%s\\n' {folders} > {turn}/folders
-printf '%s\\n' {workdir} > {turn}/made
-printf %s {command} | base64 -d > {turn}/.command && mv -f {turn}/.command {turn}/command
-printf %s {job} | base64 -d > .job && mv -f .job job
-old=$(readlink next)
-[ "$old" != {turn} ] || exit 0
-ln -sfn {turn} .next && mv -fT .next next || exit 83
-[ "$old" = "$(readlink taken)" ] || remove "$old"
-"""
-)
-
-# Outputs are moved, and found again: a run that was killed before it used them collects anew.
-COLLECT = """\
-cd {folder} || exit 83
-turn=$(readlink taken) && [ -e "$turn/status" ] || exit 0
-made=$(while IFS= read -r old; do [ ! -d "$old" ] || {{ echo "$old"; break; }}; done < "$turn/made")
-if [ "$made" != {workdir} ]; then
-    rm -rf {workdir}
-    {{ echo {workdir}; cat "$turn/made"; }} > "$turn/.made" && mv -f "$turn/.made" "$turn/made"
-    mv -T "$made" {workdir} || exit 85
-fi
-echo {round} > collected
-grep -qs '"status": "absent"' {workdir}/update/manifest.json && echo absent
-echo "turn=$turn status=$(cat "$turn/status")"
-"""
-
-# Prints what the scheduler answered, unless the job has ended.
-SUBMITTED = """\
-cd {folder} 2>/dev/null || exit 0
-[ -e taken/status ] || cat submission/answer 2>/dev/null || true
-"""
-
-FORGET = (
-    REMOVE
-    + """\
-cd {folder} 2>/dev/null || exit 0
-for turn in [0-9]*; do remove "$turn"; done
-rm -rf {folder}
-"""
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the engine wants done for one turn.
-
-    Attributes:
-        turn: the turn.
-        job_name: the engine's name of the job.
-        location: where the job runs.
-        script: the command, as a shell script.
-        workdir: the folder for the outputs.
-    """
-
-    turn: Turn
-    job_name: str
-    location: ExecutionLocation
-    script: str
-    workdir: PurePosixPath
-
-    @property
-    def root(self) -> PurePosixPath:
-        """The work folder of the site."""
-        return self.workdir.parent
-
-    @property
-    def place(self) -> PurePosixPath:
-        """The folder of the facility's turns."""
-        return self.root / "turns" / f"{self.turn.federation}-{self.turn.facility}"
-
-    @property
-    def folders(self) -> list[str]:
-        """The folders that the engine made for this job at the site, that of the outputs first."""
-        names = re.findall(rf"{re.escape(str(self.root))}/({RANDOM_NAME.pattern})", self.script)
-        made = [str(self.root / name) for name, *_ in names]
-        return list(dict.fromkeys([str(self.workdir), *made]))
-
-    def fill(self, script: str, **values: str | int) -> str:
-        """A script with its values, the folder of the turns among them."""
-        return script.format(
-            folder=shlex.quote(str(self.place)),
-            progress_variable=variables.JOB_PROGRESS,
-            progress_file=PROGRESS_FILE,
-            **values,
-        )
-
-
-def published(request: Request) -> dict[str, str]:
-    """The values of `PUBLISH` for a new turn."""
-    return {
-        "turn": f"{request.turn.round:06}-{random_name()[:8]}",
-        "command": _encoded(request.script),
-        "folders": shlex.join(request.folders),
-        "workdir": shlex.quote(str(request.workdir)),
-        "job": _encoded(request.fill(JOB)),
-    }
 
 
 @dataclass(frozen=True)
@@ -217,6 +82,9 @@ class Turns(ModelStore, ABC):
         """The last errand for each facility, by the folder of its turns."""
         self._kept: set[str] = set()
         """The engine's names of the jobs that an interrupted run leaves where they are."""
+        self._watchers: dict[str, Request] = {}
+        """The turn for which a job is watched."""
+        self._given_up: set[asyncio.Task[int]] = set()
 
     async def run(
         self,
@@ -253,10 +121,11 @@ class Turns(ModelStore, ABC):
         return answer
 
     async def _empty(self) -> None:
-        tasks = [errand.task for errand in self._errands.values()]
+        tasks = {errand.task for errand in self._errands.values()}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
         if self._unfinished:  # a submission, which tells the id of a job that is to be kept
             await asyncio.wait(self._unfinished, timeout=CANCEL_SECONDS)
         for job_id, name in self._names.items():
@@ -280,8 +149,8 @@ class Turns(ModelStore, ABC):
                     raise LateError(self._lateness(request))
             return await work
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            # Not waited for: a session at a site that is gone ends once the site is back.
+            self._detach(work)
             errand = self._errands.get(request.place)
             if errand is None or errand.task.done() or errand.request is not request:
                 self.forget(request.folders)
@@ -322,7 +191,7 @@ class Turns(ModelStore, ABC):
 
     async def _wait(self, request: Request, job_id: str, rounds: Rounds) -> str:
         """Wait for the end of a job; its id."""
-        self._scheduled_jobs[job_id] = request.location
+        self._watchers[job_id], self._scheduled_jobs[job_id] = request, request.location
         async with self._jobs_cache_lock:
             self._jobs_cache.clear()  # an answer of before does not have the job
         try:
@@ -336,7 +205,14 @@ class Turns(ModelStore, ABC):
                 rounds.note(request.turn, Stage.WAITING if waits else Stage.RUNNING)
                 await asyncio.sleep(self.pollingInterval)
         finally:
-            self._scheduled_jobs.pop(job_id, None)
+            if self._watchers.get(job_id) is request:  # and no later turn
+                self._scheduled_jobs.pop(job_id, None)
+
+    def _detach(self, work: asyncio.Task[int]) -> None:
+        """Give something up without waiting for its end."""
+        work.cancel()
+        self._given_up.add(work)
+        work.add_done_callback(self._given_up.discard)
 
     @contextlib.contextmanager
     def _suspecting(self, request: Request, rounds: Rounds) -> Iterator[None]:
@@ -423,7 +299,3 @@ def _tell(task: asyncio.Task[str]) -> None:
     """Say why an errand failed, for which nobody may wait any more."""
     if not task.cancelled() and (error := task.exception()):
         logger.info(f"What a job needs was not brought to its site: {error}")
-
-
-def _encoded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
