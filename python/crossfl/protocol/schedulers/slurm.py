@@ -29,7 +29,7 @@ QUEUE_LINE = re.compile(
     r"^(\d+)(?:\+0)?\|([^|\n]*)\|(.*?)(?:\|([\w:.-]*)\|([\w:./-]*)\|(\d{0,9})\|([\d:-]*))?$",
     re.MULTILINE,
 )
-CLOCK = re.compile(r"(?:(\d{1,5})-)?(?:(\d{1,3}):)?(\d{1,2}):(\d{2})")
+ELAPSED = re.compile(r"(?:(\d{1,5})-)?(?:(\d{1,3}):)?(\d{1,2}):(\d{2})")
 FOLDER_LINE = re.compile(r"^(\d+)(?:\+0)?\|(/.*)$", re.MULTILINE)
 RECORD = re.compile(r"^JobId=(\d+)\b", re.MULTILINE)
 FIELD = re.compile(r"(?:^ *| )(\w+)=(.*?)(?= \w+=|$)")
@@ -98,7 +98,7 @@ def queue_of(answer: str) -> dict[str, Entry]:
                 "state": state,
                 "reason": reason,
                 "nodes": nodes or "0",
-                "elapsed": _seconds(used) if state != "PENDING" else None,
+                "elapsed": _elapsed(used) if state != "PENDING" else None,
                 "expected_wait": _between(submitted, start) if state == "PENDING" else None,
             },
             Entry,
@@ -107,9 +107,9 @@ def queue_of(answer: str) -> dict[str, Entry]:
     }
 
 
-def _seconds(clock: str) -> float | None:
+def _elapsed(clock: str) -> float | None:
     """Seconds in Slurm's `days-hours:minutes:seconds`, of which the first may be missing."""
-    if not (parts := CLOCK.fullmatch(clock)):
+    if not (parts := ELAPSED.fullmatch(clock)):
         return None
     days, hours, minutes, rest = (int(part or 0) for part in parts.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
