@@ -1,16 +1,18 @@
 """Other ways to federate without waiting, in virtual time, for `benchmarks/scheduling.py`.
 
 Each is as its paper or its code has it; where both differ, both are here. They run on the same
-machines and learn the same as ours, and share nothing else with it.
+machines and learn the same as ours. Plans and discounts are those of `crossfl.server`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from crossfl.server.planning import fedcompass, fedqueue
+from crossfl.server.staleness import discount
 from crossfl.simulation.virtual.machines import BatchJob, Machines
 
 Delta = Callable[[str, int, int, float, Tensor], Tensor]
@@ -71,22 +73,31 @@ class Peer(ABC):
         account.weight += weight
 
 
-class FedBuff(Peer):
-    """Deltas, each by (1 + τ)^−½, are summed and applied in threes: x ← x + Σ / 3.
+class FedAsync(Peer):
+    """Whole local models are mixed in, each as it comes: x ← x + α s(τ) / N · (x_i − x).
 
-    Nguyen et al. 2022, https://arxiv.org/abs/2106.06639, algorithm 1 with a server rate of 1.
+    Xie et al. 2019, https://arxiv.org/abs/1903.03934, with α 0.9 and the polynomial discount of ½,
+    and the 1 / N that APPFL's code has.
     """
 
-    size = 3
+    size = 1
 
     def __init__(self, machines: Machines, delta: Delta, model: Tensor) -> None:
         self.buffer: list[Tensor] = []
         super().__init__(machines, delta, model)
 
+    def weight(self, age: int) -> float:
+        """The weight of an update."""
+        return 0.9 * discount("polynomial", age) / len(self.machines.sites)
+
+    def towards(self, work: Work, delta: Tensor) -> Tensor:
+        """What an update moves the model by, were its weight 1."""
+        return work.base + delta - self.model
+
     def delivered(self, job: BatchJob, work: Work, delta: Tensor) -> None:
-        """Fill the buffer."""
-        weight = (1 + self.version - work.version) ** -0.5 / self.size
-        self.buffer.append(weight * delta)
+        """Fill the buffer; where it is full, move the model."""
+        weight = self.weight(self.version - work.version)
+        self.buffer.append(weight * self.towards(work, delta))
         self.note(job.facility, weight)
         if len(self.buffer) == self.size:
             self.step(torch.stack(self.buffer).sum(0))
@@ -94,36 +105,91 @@ class FedBuff(Peer):
         self.submit(job.facility, 25)
 
 
-@dataclass(frozen=True)
-class QueuePlan:
-    """FedQueue's plan: steps so that predicted wait and training fill the round, T seconds.
+class FedBuffCode(FedAsync):
+    """FedAsync's changes, summed and applied in threes, as APPFL's code has it."""
 
-    arXiv 2605.02125 and its code: the wait q and the seconds c of a step are exponential averages
-    with β ½; steps are max(⌊(T − q − θ) / c⌋, warm-up); T 3600, θ 60, warm-up 10, first wait 2 s.
+    size = 3
+
+
+class FedBuff(FedAsync):
+    """Deltas, each by (1 + τ)^−½, are summed and applied in threes: x ← x + Σ / 3.
+
+    Nguyen et al. 2022, https://arxiv.org/abs/2106.06639, algorithm 1 with a server rate of 1.
     """
 
-    waits: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
-    round_seconds: float = 3600.0
-    threshold: float = 60.0
-    warm_up: int = 10
-    first_wait: float = 2.0
+    size = 3
 
-    def observe(self, facility: str, wait: float, cost: float) -> "QueuePlan":
-        """The plan after a job."""
-        before = self.wait(facility)
-        waits = self.waits | {facility: 0.5 * wait + 0.5 * before}
-        costs = self.costs | {facility: 0.5 * cost + 0.5 * self.costs.get(facility, cost)}
-        return QueuePlan(waits, costs, self.round_seconds, self.threshold, self.warm_up)
+    def weight(self, age: int) -> float:
+        """The weight of an update."""
+        return discount("polynomial", age) / self.size
 
-    def wait(self, facility: str) -> float:
-        """The wait that is expected."""
-        return self.waits.get(facility, self.first_wait)
+    def towards(self, work: Work, delta: Tensor) -> Tensor:
+        """The delta, whatever the model is by now."""
+        return delta
 
-    def apply(self, facility: str) -> int:
-        """Steps of the next job."""
-        left = max(0.5, self.round_seconds - self.wait(facility) - self.threshold)
-        return max(int(left / self.costs[facility]), self.warm_up)
+
+class FedCompass(Peer):
+    """Whole models are mixed in by groups that arrive together (`server.planning.fedcompass`).
+
+    Each weighs α (τ + 1)^−½ / N, with α 0.9. The plan measures a facility by the moments at which
+    it is asked and has delivered, so that its wait in the queue is in its speed.
+    """
+
+    def __init__(self, machines: Machines, delta: Delta, model: Tensor) -> None:
+        self.plan = fedcompass.init()
+        self.buffers: dict[int | None, dict[str, tuple[Work, Tensor]]] = {None: {}}
+        super().__init__(machines, delta, model)
+
+    def first_steps(self) -> int:
+        """As many as there may be."""
+        return self.plan.rules.most
+
+    def delivered(self, job: BatchJob, work: Work, delta: Tensor) -> None:
+        """Merge an update at once, or with its group."""
+        name = job.facility
+        self.plan, arrival = fedcompass.observe(self.plan, name, self.machines.clock.now)
+        group = self.plan.known[name].group
+        if arrival in ("early", "complete"):
+            self.buffers.setdefault(group, {})[name] = (work, delta)
+            if arrival == "complete":
+                self.merge(group)
+            return
+        if arrival == "alone":
+            self.mix({name: (work, delta)})
+        else:
+            self.buffers[None][name] = (work, delta)
+        self.ask(name)
+
+    def mix(self, updates: dict[str, tuple[Work, Tensor]]) -> None:
+        """Move the model towards those of updates."""
+        change = torch.zeros_like(self.model)
+        for name, (work, delta) in sorted(updates.items()):
+            age = self.version - work.version
+            weight = 0.9 * discount("polynomial", age) / len(self.machines.sites)
+            change += weight * (work.base + delta - self.model)
+            self.note(name, weight)
+        self.step(change)
+
+    def merge(self, group: int | None) -> None:
+        """Merge a group that is in, or whose time is over, with what came late before."""
+        in_time = self.buffers.pop(group, {})
+        if not in_time or group not in self.plan.groups:
+            return
+        self.mix(self.buffers[None] | in_time)
+        self.buffers[None] = {}
+        self.plan, back = fedcompass.merged(self.plan, group)
+        for name in back:
+            self.ask(name)
+        self.plan = fedcompass.without_empty(self.plan)
+
+    def ask(self, name: str) -> None:
+        """Ask a facility for more."""
+        now = self.machines.clock.now
+        self.plan, opened = fedcompass.apply(self.plan, name, now)
+        if opened is not None:
+            latest = self.plan.groups[opened].latest
+            self.machines.clock.after(latest - now, self.merge, opened)
+        self.submit(name, self.plan.known[name].steps)
 
 
 class FedQueue(Peer):
@@ -138,7 +204,7 @@ class FedQueue(Peer):
     repaired = False
 
     def __init__(self, machines: Machines, delta: Delta, model: Tensor) -> None:
-        self.plan = QueuePlan()
+        self.plan = fedqueue.init()
         self.round = self.timer = 0
         self.limits: dict[str, float] = {}
         self.since = dict.fromkeys(machines.sites, 0)
@@ -149,12 +215,14 @@ class FedQueue(Peer):
 
     def first_steps(self) -> int:
         """The warm-up."""
-        return self.plan.warm_up
+        return self.plan.rules.warm_up
 
     def arm(self) -> None:
         """End the round at its time."""
         self.timer += 1
-        self.machines.clock.after(1.15 * self.plan.round_seconds, self.fire, self.timer)
+        rules = self.plan.rules
+        seconds = (1 + rules.overtime) * rules.round_seconds
+        self.machines.clock.after(seconds, self.fire, self.timer)
 
     def fire(self, timer: int) -> None:
         """End the round, if it is still the same; with nothing in, wait for the next delivery."""
@@ -164,10 +232,10 @@ class FedQueue(Peer):
 
     def delivered(self, job: BatchJob, work: Work, delta: Tensor) -> None:
         """Sort an update into this round or the next."""
-        name, before = job.facility, self.plan.wait(job.facility)
+        name, expected = job.facility, self.plan.latest_wait(job.facility)
         ran = (job.ended or 0.0) - (job.started or 0.0)
-        self.plan = self.plan.observe(name, job.waited, ran / work.steps)
-        limit = self.limits.get(name, before + 0.2 * self.plan.round_seconds)
+        self.plan = fedqueue.observe(self.plan, name, job.waited, ran / work.steps)
+        limit = self.limits.get(name, expected)
         (self.on_time if job.waited <= limit else self.late)[name] = (work, delta)
         if len(self.on_time) + len(self.late) == len(self.machines.sites):
             self.merge()
@@ -181,7 +249,11 @@ class FedQueue(Peer):
             self.arm()  # the code never arms it again
             return
         age = {name: self.round - self.since[name] for name in self.on_time}
-        shares = {n: w.steps / (1 + 0.5 * age[n]) for n, (w, _) in self.on_time.items()}
+        rules = self.plan.rules
+        shares = {
+            name: fedqueue.weight(work.steps, age[name], rules)
+            for name, (work, _) in self.on_time.items()
+        }
         total, change = sum(shares.values()), torch.zeros_like(self.model)
         for name, (work, delta) in sorted(self.on_time.items()):
             towards = delta if self.repaired else work.base + delta - self.model
@@ -190,12 +262,11 @@ class FedQueue(Peer):
         self.step(change)
         self.round += 1
         back, self.on_time = sorted(self.on_time), {}
-        steps = {name: self.plan.apply(name) for name in self.plan.costs}
         for name in back:
             self.since[name] = self.round
-            self.limits[name] = self.plan.wait(name) + 0.2 * self.plan.round_seconds
-            rate = 1.0 if self.repaired else min(steps.values()) / steps[name]
-            self.submit(name, steps[name], rate)
+            self.limits[name] = self.plan.latest_wait(name)
+            rate = 1.0 if self.repaired else fedqueue.rate(self.plan, name)
+            self.submit(name, fedqueue.apply(self.plan, name), rate)
         self.arm()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import FedBuff, FedQueue, FedQueueRepaired, Peer
+from peers import FedAsync, FedBuff, FedBuffCode, FedCompass, FedQueue, FedQueueRepaired, Peer
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from crossfl.protocol.records import Aggregation, Facility, Task, Training
 from crossfl.simulation.virtual.federation import Federation
 from crossfl.simulation.virtual.machines import Machines
-from crossfl.simulation.virtual.sites import Backfill, Lognormal, Site
+from crossfl.simulation.virtual.sites import Backfill, Bursty, Lognormal, Site
 from crossfl.storage.job import Job
 
 HIDDEN, BATCH, RATE, STEPS = 32, 16, 0.06, 25
@@ -33,7 +33,13 @@ NAMES = ("a", "b", "c", "d")
 SPEEDS = (24.0, 24.0, 48.0, 96.0)
 GRID, SUSTAINED = 600.0, 7200.0
 """Seconds between two measurements, and for which the target must hold in the mean."""
-HORIZON = {"calm": 100e3, "congested": 250e3, "backfill": 200e3}
+HORIZON = {
+    "congested": 250e3,
+    "calm": 100e3,
+    "failures": 250e3,
+    "bursty": 200e3,
+    "backfill": 200e3,
+}
 TARGET = {"iid": 0.93, "dirichlet": 0.90}
 SYNC: dict[str, Any] = {"weighting": "equal"}
 CREDIT = SYNC | {
@@ -48,7 +54,14 @@ ARMS: dict[str, dict[str, Any] | type[Peer]] = {
     "sync DiLoCo": SYNC | {"server_optimizer": "diloco"},
     "credit, r 1": CREDIT | {"server_learning_rate": 1.0},
     "credit, r 1.5": CREDIT | {"server_learning_rate": 1.5},
+    "credit, r 1, newest": CREDIT | {"server_learning_rate": 1.0, "served_mean": 0.0},
+    "credit, r 1.5, newest": CREDIT | {"server_learning_rate": 1.5, "served_mean": 0.0},
+    "FedQueue's plan, ours": CREDIT
+    | {"server_learning_rate": 1.0, "planner": "fedqueue", "closes": 4140},
+    "FedAsync": FedAsync,
+    "FedBuff (code)": FedBuffCode,
     "FedBuff (paper)": FedBuff,
+    "FedCompass": FedCompass,
     "FedQueue (code)": FedQueue,
     "FedQueue repaired": FedQueueRepaired,
 }
@@ -150,9 +163,12 @@ def sites_of(setting: str) -> dict[str, Site]:
         queue: Any = Lognormal(median=120.0, sigma=0.8)
         if setting == "backfill":
             queue = Backfill(machine=64, load=loads[name])
-        elif setting == "congested" and name == "b":
+        elif setting == "bursty":
+            queue = Bursty()
+        elif setting in ("congested", "failures") and name == "b":
             queue = Lognormal(median=6000.0, sigma=1.0)
-        sites[name] = Site(seconds_per_step=speed, nodes=8, queue=queue)
+        failures = 0.05 if setting == "failures" else 0.0
+        sites[name] = Site(seconds_per_step=speed, nodes=8, queue=queue, failures=failures)
     return sites
 
 
@@ -285,6 +301,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each arm; default: 4")
     parser.add_argument("--minutes", type=float, default=10, help="begin no run after that")
     parser.add_argument("--settings", default=",".join(HORIZON), help="some of them, with commas")
+    parser.add_argument("--arms", default=";".join(ARMS), help="some of them, with semicolons")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -298,7 +315,7 @@ def main() -> None:
     for seed in range(args.seeds):
         for setting in args.settings.split(","):
             for data in TARGET:
-                for arm in ARMS:
+                for arm in args.arms.split(";"):
                     if (setting, data, seed, arm) in done:
                         continue
                     if time.monotonic() - begun > 60 * args.minutes:

@@ -302,10 +302,12 @@ class Aggregation(Record, frozen=True, kw_only=True):
         ),
     ] = "all"
     planner: Annotated[
-        Literal["fixed", "equal_time"],
+        Literal["fixed", "equal_time", "fedqueue"],
         doc(
             "How many steps a job is asked for: fixed, those of the job file; equal_time, as many "
-            "as take the same time everywhere, by the speed of the facility's last jobs."
+            "as take the same time everywhere, by the speed of the facility's last jobs; fedqueue, "
+            "as many as end in time after the wait that is predicted, where rounds close after so "
+            "many seconds."
         ),
     ] = "fixed"
     job_seconds: Annotated[
@@ -343,9 +345,15 @@ class Aggregation(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.job_seconds is not None and self.planner == "fixed":
+        if self.job_seconds is not None and self.planner != "equal_time":
             raise CrossFLError(
-                "aggregation.job_seconds is of planner: equal_time, and the planner is fixed"
+                "aggregation.job_seconds is of planner: equal_time, and the planner is "
+                f"{self.planner}"
+            )
+        if self.planner == "fedqueue" and not isinstance(self.closes, int):
+            raise CrossFLError(
+                "aggregation.planner is fedqueue, which fills rounds of a length, and closes is "
+                f"{self.closes}: give closes a number of seconds"
             )
         if self.waits_for_all and self.served_mean:
             raise CrossFLError(

@@ -53,6 +53,7 @@ class Timing(Record, frozen=True, kw_only=True):
     steps: Annotated[Count, doc("Optimizer steps taken.")]
     train: Annotated[Seconds, doc("Seconds of training.")]
     load: Annotated[Seconds, doc("Seconds of all else that the job did.")]
+    queue: Annotated[Seconds, doc("Seconds that the job waited in the queue.")] = 0.0
 
 
 class OpenTask(Record, frozen=True, kw_only=True):

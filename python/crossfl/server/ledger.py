@@ -20,7 +20,7 @@ def counted(
         past = PastNorm(norm=norms[update.facility], effective_steps=update.effective_steps)
         took = stated.seconds
         other = min(took.load + took.evaluate + took.save, LONGEST_SECONDS)
-        timing = Timing(steps=stated.steps, train=took.train, load=other)
+        timing = Timing(steps=stated.steps, train=took.train, load=other, queue=took.queue)
         renewed[update.facility] = (
             before.with_norm(past)
             .with_timing(timing)

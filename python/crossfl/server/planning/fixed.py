@@ -1,7 +1,7 @@
 """The tasks of a round: who is asked, for how many steps, and from where each goes on.
 
 In the fixed plan every facility takes the steps that the job file gives it. With `equal_time` they
-follow from how long its last jobs took.
+follow from how long its last jobs took, with `fedqueue` from how long they waited, too.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from crossfl.protocol.participation import Purpose, check_rounds, takes_part
 from crossfl.protocol.records import Allowance, Facility, Task, Training, allowance_of
 from crossfl.protocol.seeds import derive_seed
 from crossfl.protocol.state import ServerState
-from crossfl.server.planning import equal_time
+from crossfl.server.planning import equal_time, fedqueue
 
 
 class Plan(NamedTuple):
@@ -67,14 +67,18 @@ def plan(
     number = state.round + 1 if trains else state.round
     part = state.finished + 1 if trains else max(state.finished, 1)
     seconds = equal_time.seconds_of(state)
+    closes = state.aggregation.closes
     tasks: list[Task] = []
     allowances: list[Allowance] = []
     for facility in sorted(facilities, key=lambda f: f.name):
         if not takes_part(facility, part, "evaluate"):
             continue
         steps = facility.local_steps or local_steps
+        timings = state.ledger_of(facility.name).timings
         if seconds is not None:
-            steps = equal_time.steps(state.ledger_of(facility.name).timings, seconds, steps)
+            steps = equal_time.steps(timings, seconds, steps)
+        elif state.aggregation.planner == "fedqueue" and isinstance(closes, int):
+            steps = fedqueue.steps(timings, closes, steps)
         task = _task(state, facility, steps, number, trains)
         asked = takes_part(facility, part, purpose)
         if asked and not (trains and facility.name in state.held):
@@ -89,7 +93,7 @@ def _task(state: ServerState, facility: Facility, steps: int, number: int, train
     if not rules.waits_for_all or rules.planner != "fixed":
         position = ledger.steps
         schedule = ledger.steps + steps * (state.rounds - state.finished)
-    known = ledger.timings if rules.planner == "equal_time" and trains else ()
+    known = ledger.timings if rules.planner != "fixed" and trains else ()
     return Task(
         facility=facility.name,
         dataset=facility.dataset,
