@@ -19,7 +19,16 @@ from crossfl.facility.place import Disclosure
 from crossfl.facility.time_budget import StopSignal
 from crossfl.learning import datasets
 from crossfl.learning.batching import batch_of, pack
-from crossfl.learning.datasets import IGNORED, Chat, Encoded, EncodedSamples, Image, Sample, Text
+from crossfl.learning.datasets import (
+    IGNORED,
+    Chat,
+    Encoded,
+    EncodedSamples,
+    Image,
+    Placed,
+    Sample,
+    Text,
+)
 from crossfl.learning.disclosure import whole_blocks
 from crossfl.learning.evaluation import Validation
 from crossfl.learning.training import Trainer
@@ -66,7 +75,7 @@ def test_every_token_of_a_text_but_the_first_is_predicted_once(
     texts = [f"{i}" + "x" * size for i, size in enumerate(sizes)]
     samples = datasets.Samples()
     for i, text in enumerate(texts):
-        samples.add(Path("d.txt"), i + 1, "text", lambda text=text: Text(None, text))  # type: ignore[misc]
+        samples.add(Placed(Path("d.txt"), i + 1, Text(None, text)))
     encoded = EncodedSamples(samples, BYTES, length)
     parts = pieces(encoded)
     assert all(len(part.ids) <= length for part in parts)

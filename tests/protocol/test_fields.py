@@ -170,4 +170,4 @@ def test_an_allowance_is_what_the_steps_can_use() -> None:
     assert (allowance.schedule_step, allowance.schedule_steps) == (80, 400)
     assert allowance.warmup_steps == 5
     large = allowance_of(TASK.replace(local_steps=2**31 - 1), Training())
-    assert large.samples == large.tokens == 2**31 - 1
+    assert (large.samples, large.tokens) == (8 * (2**31 - 1), 8 * 512 * (2**31 - 1))

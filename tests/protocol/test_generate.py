@@ -23,6 +23,8 @@ def _cwl_type(field: Field) -> Any:
         enum = {"type": "enum", "name": field.name, "symbols": list(field.choices)}
         return enum if field.required else ["null", enum, *(["int"] if field.counts else [])]
     name = "File" if field.name == "signers" else NAMES[type(field.item).__name__]
+    if field.name in ("samples_seen", "samples", "tokens"):
+        name = "long"  # an int of CWL ends at 2³¹ − 1
     return name + ("[]" if field.many else "") + ("" if field.required else "?")
 
 

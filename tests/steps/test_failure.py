@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from crossfl import cli
-from crossfl.learning import datasets
 from crossfl.learning.datasets import reading
 from crossfl.protocol.manifest import EvaluationManifest, UpdateManifest
 from crossfl.protocol.records import Task, Training
@@ -58,10 +57,10 @@ def unforeseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading raises an error that nobody has foreseen, and whose text quotes the data."""
     (folder / "train.jsonl").write_text('{"text": "a"}\n' * 20)
 
-    def fail(_: datasets.Samples) -> None:
+    def fail(*_: object) -> None:
         raise ValueError(f"cannot look at {CANARY}")
 
-    monkeypatch.setattr(reading, "_of_one_shape", fail)
+    monkeypatch.setattr(reading, "check_share", fail)
 
 
 @pytest.mark.parametrize("verb", KINDS)

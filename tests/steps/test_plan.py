@@ -95,7 +95,7 @@ def test_what_did_not_count_is_not_gone_on_from(
 
 def test_no_claim_of_samples_is_too_large_to_go_on() -> None:
     state = _state(2).replace(ledger={"a": FacilityLedger(samples=2**53, counted=2)})
-    assert _tasks(state, [A], "train")[0].samples_seen == 2**31 - 1
+    assert _tasks(state, [A], "train")[0].samples_seen == 2**53
 
 
 def test_rounds_that_are_over_need_nobody() -> None:

@@ -50,13 +50,18 @@ def disclosure() -> Disclosure:
         CrossFLError: one of them is no whole number from 1 on.
     """
     return Disclosure(
-        _least(MIN_VALIDATION_SAMPLES, DEFAULT_MIN_VALIDATION_SAMPLES),
-        _least(MIN_VALIDATION_TOKENS, DEFAULT_MIN_VALIDATION_TOKENS),
+        least(MIN_VALIDATION_SAMPLES, DEFAULT_MIN_VALIDATION_SAMPLES),
+        least(MIN_VALIDATION_TOKENS, DEFAULT_MIN_VALIDATION_TOKENS),
         os.environ.get(PROMPTS) == "1",
     )
 
 
-def _least(variable: str, default: int) -> int:
+def least(variable: str, default: int) -> int:
+    """The whole number from 1 on that a variable holds, or the default.
+
+    Raises:
+        CrossFLError: it holds anything else.
+    """
     value = os.environ.get(variable) or str(default)
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
         raise CrossFLError(f"{variable} is {value!r}: give a whole number from 1 on")
@@ -124,11 +129,16 @@ def state_root(task: Task) -> Path:
     return Path(root, task.facility)
 
 
+def make_private(directory: Path) -> None:
+    """Make a folder, and those above it that are missing, that no other user can enter."""
+    for folder in (*reversed(directory.parents), directory):
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def publish_state(directory: Path) -> Iterator[Path]:
     """Write a folder of what stays here, as `publish` does, that no other user can read."""
-    for folder in (*reversed(directory.parent.parents), directory.parent):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    make_private(directory.parent)
     with publish(directory) as folder:
         folder.chmod(0o700)
         yield folder

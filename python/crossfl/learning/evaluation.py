@@ -96,9 +96,9 @@ def validation_samples(dataset: Path, training: Training, disclosure: Disclosure
     Raises:
         CrossFLError: the dataset cannot be read.
     """
-    samples = datasets.read(dataset, "valid")
-    count = usable(len(samples), training.validation_samples, disclosure.min_samples)
-    return samples.select(range(count))
+    wanted, floor = training.validation_samples, disclosure.min_samples
+    samples = datasets.read(dataset, "valid", wanted and max(wanted, floor))
+    return samples.begin(usable(len(samples), wanted, floor))
 
 
 class _Measurable(NamedTuple):

@@ -20,8 +20,9 @@ from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState, Residual
 from crossfl.facility.savepoint import Savepoint
 from crossfl.facility.time_budget import Budget, StopSignal
-from crossfl.learning import allocator, datasets, evaluation, lora
+from crossfl.learning import allocator, evaluation, lora
 from crossfl.learning.batching import Batch, batch_of, rows_of
+from crossfl.learning.datasets.cache import training_samples
 from crossfl.learning.disclosure import edge_losses
 from crossfl.learning.evaluation import Validation, summed_loss
 from crossfl.learning.models import probe
@@ -82,17 +83,14 @@ class Trainer:
         self._residual = Residual(task, keeps=self._coding.lossy) if remembers else None
         keeps = training.local_optimizer == "keep"
         self._carried = CarriedState(task, "optimizer") if keeps else None
-        samples = datasets.read(dataset, "train")
         self._disclosure = place.disclosure()
         valid = evaluation.validation_samples(dataset, training, self._disclosure)
-        facts = {"ranks": self._parallel.number, "samples": len(samples)}
+        network, tokenizer = load(model, training)
+        takes = (tokenizer, classes_of(network))
+        self._samples = training_samples(dataset, model, *takes, task, training)
+        facts = {"ranks": self._parallel.number, "samples": len(self._samples)}
         saves = training.checkpoint_steps is not None
         self._savepoint = Savepoint(task, training, facts) if saves else None
-        network, tokenizer = load(model, training)
-        takes = (tokenizer, training.sequence_length, classes_of(network))
-        self._samples = datasets.EncodedSamples(samples, *takes)
-        drawn = task.local_steps * training.batch_size
-        self._order = datasets.order(len(self._samples), task.data_seed, task.samples_seen, drawn)
         self._validation = Validation(
             valid, tokenizer, training, self._disclosure, classes_of(network)
         )
@@ -193,7 +191,7 @@ class Trainer:
             last_loss=last,
             tokens_per_second=done.tokens / max(done.seconds, 1e-9),
             tokens_read=done.read,
-            bad_samples=len(self._samples.bad),
+            bad_samples=self._samples.bad_samples,
             cut_samples=self._samples.cut,
             gradient_noise_scale=done.noise.scale(),
             ranks=self._parallel.number,
@@ -307,10 +305,11 @@ class Trainer:
     def _batches(self, step: int) -> list[Batch]:
         """This rank's share of the samples of a step, in micro-batches; none after the last."""
         training, size = self._training, self._training.batch_size
-        mine = self._order[step * size : (step + 1) * size][
-            self._parallel.rank :: self._parallel.number
-        ]
-        samples = [self._samples[i] for i in mine]
+        if step >= self._task.local_steps:
+            return []
+        first = self._task.samples_seen + step * size
+        mine = range(first + self._parallel.rank, first + size, self._parallel.number)
+        samples = [self._samples[self._samples.order[position]] for position in mine]
         rows = rows_of(samples, training.sequence_length if training.packing else None)
         most = training.micro_batch or size
         return [

@@ -17,7 +17,7 @@ from msgspec import inspect
 from crossfl.protocol import reference
 from crossfl.protocol.events import Event
 from crossfl.protocol.exits import Exit
-from crossfl.protocol.fields import Field, Record, fields_of, label_of
+from crossfl.protocol.fields import LARGEST_INT, Field, Record, fields_of, label_of
 from crossfl.protocol.flags import flag
 from crossfl.protocol.history import RoundEntry
 from crossfl.protocol.manifest import kind_of
@@ -81,6 +81,8 @@ def schema(kind: type[Record]) -> str:
 def _type_lines(field: Field) -> list[str]:
     if not field.choices:
         name = field.extra.get("cwl") or CWL_TYPES[type(field.item)]
+        if isinstance(field.item, inspect.IntType) and (field.item.le or 0) > LARGEST_INT:
+            name = "long"
         many, optional = "[]" if field.many else "", "" if field.required else "?"
         return [f"    type: {name}{many}{optional}"]
     symbols = f"[{', '.join(field.choices)}]"

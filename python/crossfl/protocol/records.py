@@ -11,8 +11,10 @@ from msgspec import Meta
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import (
+    LARGEST_COUNT,
     LARGEST_INT,
     Amount,
+    Count,
     Decay,
     Digest,
     File,
@@ -74,7 +76,7 @@ class Task(Record, frozen=True, kw_only=True):
     schedule_steps: Annotated[
         Positive, doc("Steps of the learning-rate schedule over the whole federation.")
     ]
-    samples_seen: Annotated[Natural, doc("Samples this facility has trained on before.")]
+    samples_seen: Annotated[Count, doc("Samples this facility has trained on before.")]
     data_seed: Annotated[Natural, doc("Seed of the order of the facility's samples.")]
     base: Annotated[Digest, doc("Digest of the global model that the task starts from.")]
     federation: Annotated[
@@ -114,8 +116,8 @@ class Allowance(Record, frozen=True, kw_only=True):
 
     facility: Annotated[Name, doc("Facility that was asked.")]
     steps: Annotated[Natural, doc("Optimizer steps that were asked for.")]
-    samples: Annotated[Natural, doc("Most samples that the steps can take.")]
-    tokens: Annotated[Natural, doc("Most tokens that the samples can have.")]
+    samples: Annotated[Count, doc("Most samples that the steps can take.")]
+    tokens: Annotated[Count, doc("Most tokens that the samples can have.")]
     schedule: Annotated[Schedule, doc("Learning rate after the warm-up.")] = "constant"
     schedule_step: Annotated[
         Natural, doc("Steps of the learning-rate schedule taken before the task.")
@@ -151,6 +153,10 @@ class Training(Record, frozen=True, kw_only=True):
     packing: Annotated[
         bool, doc("Put as many samples into a row as fit; they do not see each other.")
     ] = False
+    sampling: Annotated[
+        Literal["samples", "groups"],
+        doc("What is drawn: samples, or groups (column group) and then a sample of each."),
+    ] = "samples"
     attention: Annotated[
         Literal["auto", "eager", "sdpa", "flash_attention_2"],
         doc("How attention is computed; auto is the best the model has."),
@@ -410,8 +416,8 @@ def allowance_of(task: Task, training: Training) -> Allowance:
     return Allowance(
         facility=task.facility,
         steps=task.local_steps,
-        samples=min(samples, LARGEST_INT),
-        tokens=min(samples * training.sequence_length, LARGEST_INT),
+        samples=min(samples, LARGEST_COUNT),
+        tokens=min(samples * training.sequence_length, LARGEST_COUNT),
         schedule=training.schedule,
         schedule_step=task.schedule_step,
         schedule_steps=task.schedule_steps,

@@ -6,6 +6,7 @@ FACILITY = "CROSSFL_FACILITY"
 DATA = "CROSSFL_DATA"
 MODELS = "CROSSFL_MODELS"
 STATE = "CROSSFL_STATE"
+SAMPLES_GIB = "CROSSFL_SAMPLES_GIB"
 STAGING = "CROSSFL_STAGING"
 LAUNCHER = "CROSSFL_LAUNCHER"
 SIGNING_KEY = "CROSSFL_SIGNING_KEY"
@@ -24,6 +25,7 @@ FORKSERVER = "CROSSFL_FORKSERVER"
 
 DEFAULT_MIN_VALIDATION_SAMPLES = 16
 DEFAULT_MIN_VALIDATION_TOKENS = 256
+DEFAULT_SAMPLES_GIB = 200
 
 
 class Variable(NamedTuple):
@@ -50,6 +52,12 @@ VARIABLES = (
     ),
     Variable(MODELS, "Folder of the base models of adapters.", f"{_JOB}; `crossfl.local`"),
     Variable(STATE, "Folder for what a facility keeps between rounds; nothing in it leaves.", _JOB),
+    Variable(
+        SAMPLES_GIB,
+        f"GiB of tokenized data that are kept under `{STATE}`; beyond, the oldest goes. "
+        f"Default {DEFAULT_SAMPLES_GIB}.",
+        _JOB,
+    ),
     Variable(
         STAGING, "Folder on storage of the node to which model and data are copied first.", _JOB
     ),

@@ -140,7 +140,7 @@ def _measure(
     except Exception as error:
         failures.append(f"the job's prompts are not completed: {failure.reason_of(error)}")
     notices = [notice for notice in (validation.withheld, refusal) if notice]
-    notices += datasets.left_out(samples.bad, "the dataset")
+    notices += datasets.left_out(samples.reasons, "the dataset")
     return metrics, tuple(completions), notices, failures
 
 

@@ -49,7 +49,7 @@ def train(
         progress("load")
         with clock("load"):
             ModelFolder.received(model, only=())  # before links in it would be copied
-            model, folder = staged(model), staged(folder)
+            model = staged(model)
             check_base(model, task)
             # It builds models: what is cheap to refuse has been refused before.
             from crossfl.learning.training import Trainer

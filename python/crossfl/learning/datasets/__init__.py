@@ -7,17 +7,20 @@ and attempts draw from the same samples.
 """
 
 from crossfl.learning.datasets.drawing import order
-from crossfl.learning.datasets.encoding import (
-    IGNORED,
-    Encoded,
-    EncodedSamples,
-    encode,
-    encode_prompt,
-    encoded,
-)
+from crossfl.learning.datasets.encoding import IGNORED, Encoded, encode, encode_prompt, encoded
 from crossfl.learning.datasets.reading import read
-from crossfl.learning.datasets.samples import Chat, Image, Sample, Samples, Text, left_out, row
+from crossfl.learning.datasets.samples import (
+    Chat,
+    Image,
+    Placed,
+    Sample,
+    Samples,
+    Text,
+    left_out,
+    row,
+)
 from crossfl.learning.datasets.splits import Split
+from crossfl.learning.datasets.tables import EncodedSamples
 
 __all__ = [
     "IGNORED",
@@ -25,6 +28,7 @@ __all__ = [
     "Encoded",
     "EncodedSamples",
     "Image",
+    "Placed",
     "Sample",
     "Samples",
     "Split",

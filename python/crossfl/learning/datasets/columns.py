@@ -40,32 +40,32 @@ class Layout(NamedTuple):
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    make: Callable[[Values, str | None], Text | Chat]
+    make: Callable[[Values, str | None, str | None], Text | Chat]
 
 
-def _alpaca(values: Values, task: str | None) -> Text:
+def _alpaca(values: Values, task: str | None, group: str | None) -> Text:
     context = values.get("input")
     prompt = ALPACA_WITH_INPUT if context else ALPACA
     filled = prompt.format(instruction=values["instruction"], input=context)
-    return Text(filled, values["output"], task)
+    return Text(filled, values["output"], task, group)
 
 
-def _chat(values: Values, task: str | None) -> Chat:
+def _chat(values: Values, task: str | None, group: str | None) -> Chat:
     turns = []
     for turn in values["messages"]:
         given = {k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else {}
         if set(given) != {"role", "content"} or not all(map(_is_text, given.values())):
             raise CrossFLError(TURNS)
         turns.append((given["role"], given["content"]))
-    return Chat(tuple(turns), task)
+    return Chat(tuple(turns), task, group)
 
 
 LAYOUTS = (
     Layout(("messages",), (), _chat),
     Layout(("instruction", "output"), ("input",), _alpaca),
-    Layout(("prompt", "completion"), (), lambda v, t: Text(v["prompt"], v["completion"], t)),
-    Layout(("input", "output"), (), lambda v, t: Text(v["input"], v["output"], t)),
-    Layout(("text",), (), lambda v, t: Text(None, v["text"], t)),
+    Layout(("prompt", "completion"), (), lambda v, *of: Text(v["prompt"], v["completion"], *of)),
+    Layout(("input", "output"), (), lambda v, *of: Text(v["input"], v["output"], *of)),
+    Layout(("text",), (), lambda v, *of: Text(None, v["text"], *of)),
 )
 """The first one that a row has is the one it is of."""
 OTHERS = ("answer", "chosen", "context", "conversations", "history", "question", "rejected",
@@ -73,7 +73,7 @@ OTHERS = ("answer", "chosen", "context", "conversations", "history", "question",
 """Columns that the field gives a meaning to, and no layout has."""
 IMAGE = ("pixels", "label")
 TEXTS = dict.fromkeys((*(c for layout in LAYOUTS for c in layout.required), *OTHERS))
-COLUMNS = dict.fromkeys((*TEXTS, *IMAGE, "task"))
+COLUMNS = dict.fromkeys((*TEXTS, *IMAGE, "task", "group"))
 """Every column that is looked at."""
 
 
@@ -86,18 +86,18 @@ def sample_of(row: object) -> Sample:
     if not isinstance(row, dict):
         raise CrossFLError(EXPECTED)
     given = {n: v for n, v in row.items() if n in COLUMNS and v is not None}
-    task = _task(given.pop("task", None))
+    task, group = _task(given.pop("task", None)), _group(given.pop("group", None))
     texts = {name: value for name, value in given.items() if name in TEXTS}
     if all(name in given for name in IMAGE):
         if texts:
             raise CrossFLError(f"it has both 'pixels' and {_names(texts)}: leave one out")
-        return _image(given["pixels"], given["label"], task)
+        return _image(given["pixels"], given["label"], task)._replace(group=group)
     layout = next((la for la in LAYOUTS if all(name in texts for name in la.required)), None)
     if layout is None:
         raise CrossFLError(EXPECTED + (f"; this one has {_names(texts)}" if texts else ""))
     own = {name: texts.pop(name) for name in (*layout.required, *layout.optional) if name in texts}
     _check(own)
-    sample = layout.make(own, task)
+    sample = layout.make(own, task, group)
     if any(texts.values()):
         _check_nothing_is_lost(sample, own, texts)
     return sample
@@ -145,6 +145,11 @@ def _task(value: object) -> str | None:
             "100 characters"
         )
     return task
+
+
+def _group(value: object) -> str | None:
+    """The name of a group; what is neither a text nor a whole number names none."""
+    return str(value) if isinstance(value, str | int) and _is_text(str(value)) else None
 
 
 def _is_text(value: object) -> bool:

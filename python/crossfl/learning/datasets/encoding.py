@@ -1,13 +1,9 @@
-"""Samples as a model takes them: token ids with labels, or images.
-
-A dataset is encoded as a whole before any of it is drawn. So what cannot be encoded is known, and
-how many pieces a long text has: the order of the samples follows from their number alone.
-"""
+"""Samples as a model takes them: token ids with labels, or images."""
 
 import re
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossfl.errors import CrossFLError
@@ -15,10 +11,7 @@ from crossfl.learning.datasets.samples import (
     Chat,
     Image,
     Sample,
-    Samples,
     Text,
-    check_share,
-    left_out,
 )
 
 if TYPE_CHECKING:
@@ -43,77 +36,8 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
-class EncodedSamples:
-    """The samples that a model learns from, each of at most `length` tokens.
-
-    A text that is longer becomes several samples. Each begins with the last token of the one
-    before, so that every token but the first is predicted once. What has a prompt is cut instead.
-
-    Args:
-        samples: what was read.
-        tokenizer: the model's; of an image classifier, None.
-        length: the sequence length, in tokens.
-        classes: how many an image classifier tells apart.
-
-    Raises:
-        CrossFLError: not even half of the samples can be encoded.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        tokenizer: "PreTrainedTokenizerBase | None",
-        length: int,
-        classes: int | None = None,
-    ) -> None:
-        self.cut = 0
-        """Samples of which the end is left out."""
-        self._images: list[Image] = []
-        # Flat, as lists of integers take many times the memory.
-        self._ids, self._labels, self._ends = array("i"), array("i"), array("q", [0])
-        failed: list[str] = []
-        for i, result in enumerate(encoded(samples, tokenizer, classes)):
-            if isinstance(result, CrossFLError):
-                failed.append(f"{samples.place(i)}: {result}")
-            elif isinstance(result, Image):
-                self._images.append(result)
-            else:
-                self._add(samples[i], result, length)
-        self.bad = failed + samples.bad
-        """A reason for each row that is left out."""
-        check_share(len(samples) - len(failed), self.bad, "the dataset")
-        self.notices = left_out(self.bad, "the dataset")
-        """What is not learnt from, in words that may leave the facility."""
-        if self.cut:
-            self.notices.append(
-                f"samples longer than training.sequence_length ({length}), of which the end is cut "
-                f"off: {self.cut:,}"
-            )
-        if tokenizer and any_chat(samples) and not _marks_turns(tokenizer):
-            self.notices.append(UNMARKED)
-
-    def __len__(self) -> int:
-        return len(self._images) or len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Encoded | Image:
-        if self._images:
-            return self._images[index]
-        part = slice(self._ends[index], self._ends[index + 1])
-        return Encoded(self._ids[part].tolist(), self._labels[part].tolist())
-
-    def _add(self, sample: Sample, whole: Encoded, length: int) -> None:
-        pieces = isinstance(sample, Text) and sample.prompt is None
-        self.cut += not pieces and len(whole.ids) > length
-        last = max(1, len(whole.ids) - 1) if pieces else 1
-        for start in range(0, last, length - 1):
-            part = slice(start, start + length)
-            self._ids.extend(whole.ids[part])
-            self._labels.extend(whole.labels[part])
-            self._ends.append(len(self._ids))
-
-
 def encoded(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     tokenizer: "PreTrainedTokenizerBase | None",
     classes: int | None = None,
 ) -> Iterator[Encoded | Image | CrossFLError]:
@@ -125,9 +49,9 @@ def encoded(
     Raises:
         CrossFLError: there are chats, and the tokenizer has no template for them.
     """
-    marked = any_chat(samples) and tokenizer is not None and _marks_turns(tokenizer)
-    for start in range(0, len(samples), BATCH):
-        part = samples[start : start + BATCH]
+    marked: bool | None = None
+    every = iter(samples)
+    while part := list(islice(every, BATCH)):
         texts = [text for s in part if isinstance(s, Text) for text in (s.prompt or "", s.text)]
         ids = iter(_tokenized(texts, tokenizer) if tokenizer else ())
         for sample in part:
@@ -136,6 +60,7 @@ def encoded(
             elif tokenizer is None:
                 yield CrossFLError("it is text, and the model takes images")
             elif isinstance(sample, Chat):
+                marked = marks_turns(tokenizer) if marked is None else marked
                 yield _chat(sample, tokenizer, marked)
             else:
                 yield _text(next(ids), next(ids), sample, tokenizer)
@@ -161,11 +86,6 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase") -> list[int
     if isinstance(ids, CrossFLError):
         raise ids
     return [*prefix(tokenizer), *ids] or [tokenizer.eos_token_id or 0]
-
-
-def any_chat(samples: Sequence[Sample]) -> bool:
-    """Whether a chat template is needed."""
-    return any(isinstance(sample, Chat) for sample in samples)
 
 
 @lru_cache(maxsize=4)
@@ -278,7 +198,7 @@ def _check_fault(error: BaseException) -> None:
         raise error
 
 
-def _marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template tells the assistant's turns from the others.
 
     Raises:

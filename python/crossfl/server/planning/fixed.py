@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.fields import LARGEST_INT
+from crossfl.protocol.fields import LARGEST_COUNT, LARGEST_INT
 from crossfl.protocol.participation import Purpose, check_rounds, takes_part
 from crossfl.protocol.records import Allowance, Facility, Task, Training, allowance_of
 from crossfl.protocol.seeds import derive_seed
@@ -102,7 +102,7 @@ def _task(state: ServerState, facility: Facility, steps: int, number: int, train
         seed=derive_seed(state.seed, facility.name, str(number)),
         schedule_step=min(position, LARGEST_INT),
         schedule_steps=min(max(schedule, 1), LARGEST_INT),
-        samples_seen=min(ledger.samples, LARGEST_INT),
+        samples_seen=min(ledger.samples, LARGEST_COUNT),
         data_seed=derive_seed(state.seed, facility.name),
         base=state.model,
         counted=ledger.counted,
