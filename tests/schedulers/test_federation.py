@@ -1,5 +1,6 @@
 """A federation across three facilities on real jobs: a local one's weights, and no data moved."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -89,6 +90,14 @@ def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_pat
     ranks, one = (load_file(weights(folder)) for folder in (engine.outdir, tmp_path / "local"))
     for name, tensor in one.items():
         torch.testing.assert_close(ranks[name], tensor, rtol=1e-3, atol=1e-5)
+    there, here = (
+        json.loads((folder / "evaluation.json").read_text())["facilities"]["alpha"]["metrics"]
+        for folder in (engine.outdir, tmp_path / "local")
+    )
+    assert there.keys() == here.keys() and "exact_match" in there
+    for name in ("tokens", "samples", "exact_match"):
+        assert there[name] == here[name]
+    assert there["loss"] == pytest.approx(here["loss"], abs=2e-3)
 
 
 APPTAINER = """\

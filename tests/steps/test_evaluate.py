@@ -1,5 +1,6 @@
 """Evaluation at a facility: what it delivers, and what it writes only where it is allowed to."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from crossfl import cli
 from crossfl.learning import evaluation
 from crossfl.learning.models.tokenizers import byte_tokenizer
-from crossfl.protocol.layout import MANIFEST
+from crossfl.protocol.layout import EVALUATION, MANIFEST
 from crossfl.protocol.manifest import EvaluationManifest
 from crossfl.protocol.records import Task, Training
-from crossfl.protocol.variables import PROMPTS
+from crossfl.protocol.variables import DATA as DATA_ROOT
+from crossfl.protocol.variables import FACILITY, PROMPTS
 from crossfl.steps.evaluate import absent, evaluate
 from crossfl.storage import manifest
-from tests.support.paths import ROUND
-from tests.support.processes import flags
+from tests.support.paths import DATA, ROUND
+from tests.support.processes import Run, flags
 
 MODEL = ROUND / "global_model"
 TRAINING = Training(batch_size=4, sequence_length=48, max_new_tokens=4, threads=1)
@@ -113,3 +115,32 @@ def test_a_prompt_beyond_the_positions_loses_its_beginning() -> None:
     assert evaluation.complete(model, tokenizer, [prompt], many) == evaluation.complete(
         model, tokenizer, [prompt[-32:]], many
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_ranks_evaluate_as_one_does(
+    sharding: str, task: Task, run: Run, tmp_path: Path
+) -> None:
+    """The same metrics, scores of what is written and completions; one delivery."""
+    site = {FACILITY: "leonardo", DATA_ROOT: str(DATA / "leonardo"), PROMPTS: "1"}
+    training = TRAINING.replace(sharding=sharding)
+    alone = evaluate(MODEL, task, training, WORDS, tmp_path / "alone")
+    torchrun = f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node=2"
+    words = ["evaluate", "--global-model", MODEL, *(f"--prompt={w}" for w in WORDS)]
+    there = tmp_path / "ranks"
+    there.mkdir()
+    result = run(
+        sys.executable, "-m", "crossfl", *words, "--outdir", there, *flags(task, training),
+        cwd=tmp_path, CROSSFL_LAUNCHER=torchrun, OMP_NUM_THREADS="1", **site,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in there.iterdir()} == {EVALUATION, "cwl.output.json"}
+    ranks = manifest.verify(there / EVALUATION, EvaluationManifest)
+    assert alone.metrics is not None and ranks.metrics is not None
+    assert ranks.completions == alone.completions
+    assert ranks.metrics.exact_match == alone.metrics.exact_match
+    assert (ranks.metrics.tokens, ranks.metrics.samples) == (
+        alone.metrics.tokens, alone.metrics.samples,
+    )  # fmt: skip
+    assert ranks.metrics.loss == pytest.approx(alone.metrics.loss, abs=2e-4)

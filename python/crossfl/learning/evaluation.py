@@ -248,6 +248,7 @@ def complete_prompts(
     prompts: Sequence[str],
     training: Training,
     disclosure: Disclosure,
+    parallel: Parallel | None = None,
 ) -> tuple[list[Completion], str | None]:
     """Completions of the job's prompts, where the facility allows them; or none, and why.
 
@@ -257,7 +258,7 @@ def complete_prompts(
         return [], None
     if not disclosure.prompts:
         return [], f"the job's prompts are not completed here: {PROMPTS} is not 1"
-    texts = complete(model, tokenizer, prompts, training)
+    texts = complete(model, tokenizer, prompts, training, parallel)
     pairs = zip(prompts, texts, strict=True)
     return [Completion(prompt=prompt, completion=text) for prompt, text in pairs], None
 
@@ -268,12 +269,41 @@ def complete(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     training: Training,
+    parallel: Parallel | None = None,
 ) -> list[str]:
     """Greedy completions of the prompts, without the end-of-sequence token.
 
     A prompt that leaves too few of the model's positions for what is to be written loses its
-    beginning; at least half of them are the prompt's.
+    beginning; at least half of them are the prompt's. Ranks share the batches, which are those of
+    one rank. Ranks that hold shards go through all of them together.
+
+    Raises:
+        CrossFLError: another rank has failed.
     """
+    parallel = parallel or Parallel(training)
+    error: Exception | None = None
+    texts: dict[int, str] = {}
+    try:
+        texts = _completed(parallel.unwrap(model), tokenizer, prompts, training, parallel)
+    except Exception as failure:  # told below, when the other ranks know of it
+        error = failure
+    failed = bool(parallel.gather(float(error is not None)).any())
+    if error is not None:
+        raise error
+    if failed:
+        raise CrossFLError("another rank has failed to complete prompts: its output says why")
+    everywhere = parallel.gather_texts(texts)
+    return [everywhere[i] for i in range(len(prompts))]
+
+
+def _completed(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    training: Training,
+    parallel: Parallel,
+) -> dict[int, str]:
+    """The completions that are this rank's share, by the number of the prompt."""
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     room = positions - min(training.max_new_tokens, positions // 2)
     device = next(model.parameters()).device
@@ -281,7 +311,8 @@ def complete(
     encoded = [encode_prompt(prompt, tokenizer)[-room:] for prompt in prompts]
     texts: dict[int, str] = {}
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(by_length), training.batch_size):
+    starts = range(0, len(by_length), training.batch_size)
+    for start in starts if parallel.shards else starts[parallel.rank :: parallel.number]:
         rows = by_length[start : start + training.batch_size]
         longest = max(len(encoded[i]) for i in rows)
         ids_BL = torch.full((len(rows), longest), pad or 0)
@@ -301,4 +332,4 @@ def complete(
             )
         for row, i in enumerate(rows):
             texts[i] = str(tokenizer.decode(out_BL[row, longest:], skip_special_tokens=True))
-    return [texts[i] for i in range(len(prompts))]
+    return texts

@@ -6,8 +6,9 @@ can be tested.
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -86,6 +87,23 @@ class Parallel:
             return mine
         gathered: Tensor = self._accelerator.gather(mine.to(self.device))
         return gathered.cpu()
+
+    def gather_texts(self, texts: Mapping[int, str]) -> dict[int, str]:
+        """The texts of every rank by their numbers; every rank has to ask.
+
+        They travel as UTF-8 in JSON, so that ranks read no code of each other's.
+        """
+        if self.number == 1:
+            return dict(texts)
+        mine = torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+        sizes = self.gather(len(mine))[:, 0].int().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        gathered: Tensor = self._accelerator.gather(padded[None].to(self.device))
+        every: dict[int, str] = {}
+        for row, size in zip(gathered.cpu(), sizes, strict=True):
+            every |= {int(n): t for n, t in json.loads(bytes(row[:size].tolist())).items()}
+        return every
 
     @contextlib.contextmanager
     def no_sync(self, model: nn.Module, active: bool) -> Iterator[None]:

@@ -84,7 +84,9 @@ VARIABLES = (
         f"Default {DEFAULT_MIN_VALIDATION_TOKENS}.",
         f"{_JOB}; `crossfl.local`",
     ),
-    Variable(LAUNCHED, "Marks a rank that the launcher started.", "`crossfl train`"),
+    Variable(
+        LAUNCHED, "Marks a rank that the launcher started.", "`crossfl train`, `crossfl evaluate`"
+    ),
     Variable(ABSENT, "Why a facility counts as absent in place of running the step.", _PLUGIN),
     Variable(LATE, "How far a job is that goes on while its round closes without it.", _PLUGIN),
     Variable(JOURNAL, "Folder of the journal; unset, there is none.", _PLUGIN),

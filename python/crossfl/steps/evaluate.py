@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossfl.facility import place
+from crossfl.facility import launcher, place
+from crossfl.facility.staging import staged
+from crossfl.facility.time_budget import StopSignal
 from crossfl.learning import datasets, scoring
 from crossfl.observe.events import Progress
 from crossfl.protocol.fields import LONGEST_REASON
@@ -20,6 +22,7 @@ from crossfl.steps import failure, outputs, rerun
 from crossfl.steps.train import check_base
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import publish
+from crossfl.storage.model_folder import ModelFolder
 
 
 def evaluate(
@@ -36,7 +39,8 @@ def evaluate(
     completions that are, character by character, those in the data; each task has the scores of
     its own metric besides (`scoring`). Writing takes most of the time, and `match=False` leaves it
     out. The completions recorded are those of `prompts`, which the job file names. Where writing or
-    scoring fails, its scores are missing, with a reason, and what was measured is delivered.
+    scoring fails, its scores are missing, with a reason, and what was measured is delivered. Of
+    several ranks, each has its share of the samples, and the first one writes.
 
     Raises:
         CrossFLError: this is not the task's facility, or model or dataset are unfit.
@@ -45,6 +49,8 @@ def evaluate(
     folder = place.resolve(task.dataset, place.data_root(task))
     with Progress(facility=task.facility) as progress:
         progress("load")
+        ModelFolder.received(model, only=())  # before links in it would be copied
+        model = staged(model)
         check_base(model, task)
         metrics, completions, notices, failures = _measure(model, folder, training, prompts, match)
         for notice in (*notices, *failures):
@@ -57,18 +63,18 @@ def evaluate(
             seconds=seconds,
             message=_message(metrics),
         )
+    evaluation = EvaluationManifest(
+        **_heading(task),
+        status="complete",
+        reason=printable(reason, longest=LONGEST_REASON) if reason else None,
+        metrics=metrics,
+        completions=completions,
+        seconds=round(seconds, 3),
+    )
+    if launcher.is_follower():
+        return evaluation
     with publish(out / EVALUATION) as directory:
-        evaluation = manifest.write(
-            directory,
-            EvaluationManifest(
-                **_heading(task),
-                status="complete",
-                reason=printable(reason, longest=LONGEST_REASON) if reason else None,
-                metrics=metrics,
-                completions=completions,
-                seconds=round(seconds, 3),
-            ),
-        )
+        evaluation = manifest.write(directory, evaluation)
         signature.sign(directory)
     return evaluation
 
@@ -116,17 +122,17 @@ def _measure(
     samples = evaluation.validation_samples(folder, training, disclosure)
     kinds = scoring.metrics_of({s.task for s in samples}, scoring.declared(folder))
     network, tokenizer = load(model, training)
-    network = Parallel(training).wrap(network)
-    classes = classes_of(network)
+    parallel, classes = Parallel(training), classes_of(network)
+    network = parallel.wrap(network)
     validation = evaluation.Validation(samples, tokenizer, training, disclosure, classes)
-    metrics = validation.measure(network)
+    metrics = validation.measure(network, parallel)
     failures: list[str] = []
     usable = validation.usable
     prompted = [s for s in usable if isinstance(s, datasets.Text) and s.prompt is not None]
     if match and metrics and prompted and tokenizer:
         asked = [s.prompt or "" for s in prompted]
         try:
-            written = evaluation.complete(network, tokenizer, asked, training)
+            written = evaluation.complete(network, tokenizer, asked, training, parallel)
             least = disclosure.min_samples
             metrics = scoring.score_completions(metrics, written, prompted, kinds, least)
         except Exception as error:  # of a library, or for want of memory: the loss is measured
@@ -135,7 +141,7 @@ def _measure(
     refusal: str | None = None
     try:
         completions, refusal = evaluation.complete_prompts(
-            network, tokenizer, prompts, training, disclosure
+            network, tokenizer, prompts, training, disclosure, parallel
         )
     except Exception as error:
         failures.append(f"the job's prompts are not completed: {failure.reason_of(error)}")
@@ -160,8 +166,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
-    if not rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
-        with failure.handled(args.on_failure, task, args.outdir / EVALUATION, absent):
-            place.check_present()
+    stop = StopSignal()
+    if launcher.is_rank():
+        launcher.join()
+    elif rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
+        outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)
+        return
+    with failure.handled(args.on_failure, task, args.outdir / EVALUATION, absent):
+        place.check_present()
+        if launcher.is_wanted():
+            launcher.ranks(args.words, stop)
+        else:
             evaluate(args.global_model, task, training, args.prompt, args.outdir)
-    outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)
+        if launcher.is_rank():
+            launcher.leave()
+    if not launcher.is_rank():
+        outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)
