@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,21 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from crossfl.errors import CrossFLError
+from crossfl.facility.time_budget import StopSignal
 from crossfl.learning import datasets, lora
 from crossfl.learning.models.loading import load
 from crossfl.protocol import variables
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Aggregation, Lora, Task, Training
+from crossfl.protocol.state import ServerState
 from crossfl.server import state as server_state
-from crossfl.simulation.simulate import rounds, simulate
+from crossfl.server.planning.fixed import plan
+from crossfl.simulation.simulate import playing_every_facility, rounds, simulate
 from crossfl.steps.initialise import initialise
 from crossfl.steps.train import train
 from crossfl.storage import manifest
+from crossfl.storage.checkpoint import Tensors
+from crossfl.storage.delta import Delta
 from crossfl.storage.job import Job
 from crossfl.storage.weight_files import weights_digest
 from tests.support.paths import CWL, DATA, ROOT, ROUND
@@ -214,6 +220,148 @@ def test_bases_that_take_no_such_adapter_are_refused(
         initialise(
             None, tmp_path / "config.json", "bytes", 0, 1, Aggregation(), tmp_path / "out", record
         )
+
+
+ADAPTERS = {
+    "whole layers": LORA.replace(
+        target_modules=("q_proj", "v_proj"),
+        rank_pattern=("q_proj=3",),
+        modules_to_save=("lm_head",),
+    ),
+    "frozen factors": LORA.replace(factors="b"),
+    "prompt": LORA.replace(virtual_tokens=4),
+}
+
+
+def adapted(job: Job, name: str, **training: object) -> Job:
+    return dataclasses.replace(
+        job,
+        config=None,
+        model=BASE,
+        tokenizer=None,
+        lora=ADAPTERS[name],
+        training=job.training.replace(**training),
+    )
+
+
+def last_of(walked: Iterator[tuple[ServerState, Path]]) -> dict[str, torch.Tensor]:
+    folder = [folder for _, folder in walked][-1]
+    return load_file(folder / "global_model" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("encoding", ["fp32", "int4", "topk"])
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_adapters_of_every_kind_federate_in_every_encoding(
+    name: str, encoding: str, lora_job: Job, models: Path, tmp_path: Path
+) -> None:
+    """Error feedback and a kept optimizer beside them; what is frozen does not travel."""
+    job = adapted(lora_job, name, encoding=encoding, topk_fraction=0.5, local_optimizer="keep")
+    job = dataclasses.replace(job, rounds=2)
+    (tmp_path / "r").mkdir()
+    first: dict[str, torch.Tensor] = {}
+    for now, folder in rounds(job, tmp_path / "r"):
+        state = now
+        learnt = load_file(folder / "global_model" / "adapter_model.safetensors")
+        (entry,) = list(server_state.history(folder / "state"))[-1:]
+        assert {said.status for said in entry.facilities.values()} == {"complete"}
+        if name == "prompt":
+            assert all(said.bytes < 4096 for said in entry.facilities.values())
+        first = first or learnt
+    frozen = {n for n in first if name == "frozen factors" and ".lora_A." in n}
+    assert {n for n, tensor in first.items() if tensor.equal(learnt[n])} == frozen
+    assert state.round == 2
+
+    weights = Tensors.of_model(folder / "global_model")
+    assert weights.frozen == frozen
+    task = plan(state, job.facilities, 1, job.training, "evaluate").tasks[0]
+    task = task.replace(round=3, local_steps=1, counted=0, schedule_steps=8, federation="another")
+    with playing_every_facility(DATA):
+        train(folder / "global_model", task, job.training, tmp_path / "update")
+    sent = Delta(tmp_path / "update" / "update")
+    assert {part.partition("//")[0] for part in sent.tensors} == set(first) - frozen
+
+
+def test_whole_layers_begin_as_the_base_and_load_with_peft(
+    lora_job: Job, models: Path, tmp_path: Path
+) -> None:
+    job = adapted(lora_job, "whole layers")
+    initialise(BASE, None, None, 0, 1, Aggregation(), tmp_path / "first", job.lora)
+    begun = load_file(tmp_path / "first" / "global_model" / "adapter_model.safetensors")
+    head = load_file(BASE / "model.safetensors")["lm_head.weight"]
+    assert begun["base_model.model.lm_head.weight"].equal(head.float())
+    ranks = {n.split(".")[-3]: t.shape[0] for n, t in begun.items() if ".lora_A." in n}
+    assert ranks == {"q_proj": 3, "v_proj": 2}
+    (tmp_path / "r").mkdir()
+    learnt = last_of(rounds(job, tmp_path / "r"))
+    assert not learnt["base_model.model.lm_head.weight"].equal(head.float())
+    base = AutoModelForCausalLM.from_pretrained(models / "tiny", dtype=torch.float32)
+    merged = PeftModel.from_pretrained(
+        base, str(tmp_path / "r" / str(job.rounds) / "global_model")
+    ).merge_and_unload()
+    assert merged.lm_head.weight.equal(learnt["base_model.model.lm_head.weight"])
+
+
+def test_a_prompt_learns_and_loads_with_peft(lora_job: Job, models: Path, tmp_path: Path) -> None:
+    job = dataclasses.replace(adapted(lora_job, "prompt", learning_rate=0.3), rounds=4)
+    simulate(job, DATA, tmp_path / "out")
+    lines = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[-1] < losses[0]
+    base = AutoModelForCausalLM.from_pretrained(models / "tiny", dtype=torch.float32)
+    network = PeftModel.from_pretrained(base, str(tmp_path / "out" / "global_model"))
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = network(input_ids=ids).logits
+    assert logits.shape[1] == 12 + 4
+    found, _ = load(tmp_path / "out" / "global_model", TRAINING)
+    with torch.no_grad():
+        assert found(input_ids=ids).logits.allclose(logits)
+
+
+@pytest.mark.parametrize("name", ["whole layers", "prompt"])
+def test_a_second_attempt_goes_on_to_the_same_adapter(
+    name: str, lora_job: Job, models: Path, task: Task, tmp_path: Path
+) -> None:
+    """Savepoints hold what learns, and nothing of the base."""
+    job = adapted(lora_job, name, checkpoint_steps=1)
+    initialise(BASE, None, None, 0, 1, Aggregation(), tmp_path / "out", job.lora)
+    model = tmp_path / "out" / "global_model"
+    base = server_state.load(tmp_path / "out" / "state").model
+    mine = task.replace(base=base, federation="f", local_steps=3)
+    train(model, mine, job.training, tmp_path / "whole")
+    stopped = job.training.replace(max_seconds=0.0)
+    with pytest.raises(CrossFLError, match="no time for a step"):
+        train(model, mine.replace(federation="g"), stopped, tmp_path / "none")
+    stop = StopSignal()
+    calls = iter([None, None, "told to stop"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossfl.learning.training.Budget.spent", lambda self: next(calls))
+        train(model, mine.replace(federation="h"), job.training, tmp_path / "cut", stop)
+    train(model, mine.replace(federation="h"), job.training, tmp_path / "again")
+    one, two = (dict(Delta(tmp_path / w / "update").tensors) for w in ("whole", "again"))
+    assert one.keys() == two.keys()
+    assert all(one[n].equal(two[n]) for n in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank_pattern": ("q_proj",)}, "'q_proj' is not layer=rank"),
+        ({"rank_pattern": ("q_proj=0",)}, "'q_proj=0' is not layer=rank"),
+        ({"virtual_tokens": 2, "target_modules": ("q_proj",)}, "a prompt, which adapts no layer"),
+    ],
+)
+def test_adapters_that_contradict_themselves_are_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CrossFLError, match=message):
+        LORA.replace(**changes)
+
+
+def test_whole_layers_need_the_base_itself(lora_job: Job, models: Path, tmp_path: Path) -> None:
+    record = ADAPTERS["whole layers"].replace(base_digest=weights_digest(BASE))
+    with pytest.raises(CrossFLError, match="modules_to_save needs the weights of the base"):
+        initialise(None, lora_job.config, "bytes", 0, 1, Aggregation(), tmp_path / "out", record)
 
 
 @pytest.mark.engine

@@ -52,6 +52,8 @@ def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return model(pixel_values=batch.inputs).logits, batch.labels
     placed = {} if batch.positions is None else {"position_ids": batch.positions}
     logits_BLV = model(input_ids=batch.inputs, use_cache=False, **placed).logits
+    if (longer := logits_BLV.shape[1] - batch.inputs.shape[1]) > 0:
+        logits_BLV = logits_BLV[:, longer:]  # a prompt that learns stands before the tokens
     # Moving the labels, and not the logits, spares a copy of the largest tensor there is.
     next_BL = nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     return logits_BLV.flatten(0, 1), next_BL.flatten()

@@ -228,7 +228,8 @@ def _adapter(
         )
     with torch.device("meta"):
         base = _made(settings)
-    adapter.create(base, lora, seed, directory)
+    weights = Tensors.of_model(model) if model is not None else None
+    adapter.create(base, lora, seed, directory, weights)
 
 
 def _settings(config: Path) -> "PreTrainedConfig":

@@ -216,7 +216,7 @@ class Trainer:
         if self._parallel.shards:
             whole = network.state_dict().items()
             lean = lora.is_adapter(model)
-            state = {n: gather_full(t) for n, t in whole if lora.MARK in n or not lean}
+            state = {n: gather_full(t) for n, t in whole if lora.is_own(n) or not lean}
         if not self.leads:
             return 0
         weights = Tensors.of_model(model)

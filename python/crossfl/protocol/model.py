@@ -18,7 +18,11 @@ class EncodingMetadata(msgspec.Struct, frozen=True):
     topk_fraction: float = nan
 
 
-class BufferMetadata(msgspec.Struct, frozen=True):
-    """The metadata of a safetensors file: which of its tensors are buffers, as a JSON array."""
+class RoleMetadata(msgspec.Struct, frozen=True):
+    """The metadata of a safetensors file: which of its tensors are buffers, and which are frozen.
+
+    Each is a JSON array of names.
+    """
 
     buffers: str = "[]"
+    frozen: str = "[]"

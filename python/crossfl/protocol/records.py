@@ -203,7 +203,10 @@ class Training(Record, frozen=True, kw_only=True):
 
 
 class Lora(Record, frozen=True, kw_only=True):
-    """An adapter to train in place of the whole model, and the base that it is for."""
+    """An adapter to train in place of the whole model, and the base that it is for.
+
+    It is one of low-rank matrices (LoRA), or a prompt of virtual tokens.
+    """
 
     base_model: Annotated[
         Label, doc("Name of the base model, resolved at each facility under CROSSFL_MODELS.")
@@ -222,6 +225,45 @@ class Lora(Record, frozen=True, kw_only=True):
     factors: Annotated[
         Literal["both", "b"], doc("Whether A and B learn, or B alone, which averages exactly.")
     ] = "both"
+    rank_pattern: Annotated[
+        tuple[Label, ...],
+        doc("Ranks of layers that have one of their own, each as layer=rank; unset, none."),
+    ] = ()
+    modules_to_save: Annotated[
+        tuple[Label, ...],
+        doc("Names of layers that learn whole, and travel with the adapter; unset, none."),
+    ] = ()
+    virtual_tokens: Annotated[
+        Positive | None,
+        doc("Tokens of a prompt that learns in place of matrices (prompt tuning); unset, none."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.virtual_tokens is not None and (
+            self.target_modules or self.rank_pattern or self.modules_to_save
+        ):
+            raise CrossFLError(
+                "lora.virtual_tokens is of a prompt, which adapts no layer: leave target_modules, "
+                "rank_pattern and modules_to_save out"
+            )
+        self.ranks()
+
+    def ranks(self) -> dict[str, int]:
+        """The ranks of `rank_pattern` by layer.
+
+        Raises:
+            CrossFLError: an item is not of the form.
+        """
+        ranks = {}
+        for item in self.rank_pattern:
+            layer, _, rank = item.partition("=")
+            if not layer or not rank.isdecimal() or not 1 <= int(rank) <= LARGEST_INT:
+                raise CrossFLError(
+                    f"lora.rank_pattern: {item!r} is not layer=rank, such as q_proj=16"
+                )
+            ranks[layer] = int(rank)
+        return ranks
 
 
 class Aggregation(Record, frozen=True, kw_only=True):

@@ -132,7 +132,7 @@ def admit(
             check_base(stated, state, late)
             _check_files(stated, weights)
             delivered = Delta(path, weights.buffers)
-            delivered.check(weights.floats())
+            delivered.check(weights.travelling())
             known = asked_for or members.get(stated.facility)
             version = late.version if late else state.updates
             admitted.append(Update(path, stated, delivered, known, version))

@@ -23,7 +23,8 @@ class Tensors(Mapping[str, Tensor]):
     """The tensors of one or several safetensors files, mapped, by sorted name.
 
     What is handed out are views of the files, which must not be written. `buffers` are the names
-    of the tensors that are no parameters: they are averaged, and never optimized.
+    of the tensors that are no parameters: they are averaged, and never optimized. `frozen` are
+    those of the parameters that do not learn, and have no delta.
 
     Example:
         >>> weights = Tensors.of_model(Path("global_model"))
@@ -34,6 +35,7 @@ class Tensors(Mapping[str, Tensor]):
     def __init__(self, paths: list[Path]) -> None:
         self.files = [TensorFile(path) for path in paths]
         self.buffers = frozenset(name for file in self.files for name in file.buffers)
+        self.frozen = frozenset(name for file in self.files for name in file.frozen)
         self.file_of: dict[str, TensorFile] = {}
         for file in self.files:
             for name in file.entries:
@@ -53,6 +55,10 @@ class Tensors(Mapping[str, Tensor]):
         """The floating-point tensors, in the order of the files."""
         entries = {name: entry for file in self.files for name, entry in file.entries.items()}
         return {name: entry for name, entry in entries.items() if entry.dtype.is_floating_point}
+
+    def travelling(self) -> dict[str, Entry]:
+        """The floating-point tensors of which deltas travel: all but the frozen ones."""
+        return {name: entry for name, entry in self.floats().items() if name not in self.frozen}
 
     def span(self, name: str, start: int, count: int) -> Tensor:
         """Elements `start` to `start + count` of a tensor, flat."""
@@ -86,7 +92,9 @@ def rewrite(
             for name, entry in file.entries.items()
         }
         partial = file.path.with_suffix(".partial")
-        with Writer(partial, layout, metadata_of(file.entries.keys() & buffers)) as writer:
+        with Writer(
+            partial, layout, metadata_of(file.entries.keys() & buffers, file.frozen)
+        ) as writer:
             for name, entry in file.entries.items():
                 for start in range(0, entry.elements, REWRITTEN):
                     count = min(REWRITTEN, entry.elements - start)

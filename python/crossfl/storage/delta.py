@@ -159,7 +159,9 @@ def write(
 
 
 class Difference(Mapping[str, Tensor]):
-    """Local minus global weights in fp32, for the floating-point tensors of one file of the model.
+    """Local minus global weights in fp32, for what learns in one file of the model.
+
+    These are its floating-point tensors but the frozen ones.
 
     Args:
         local: the weights after training, by the names of the checkpoint.
@@ -171,7 +173,8 @@ class Difference(Mapping[str, Tensor]):
         self, local: Tensors, base: TensorFile, residual: TensorFile | None = None
     ) -> None:
         self._local, self._base, self._residual = local, base, residual
-        self._names = [n for n, entry in base.entries.items() if entry.dtype.is_floating_point]
+        floats = (n for n, entry in base.entries.items() if entry.dtype.is_floating_point)
+        self._names = [name for name in floats if name not in base.frozen]
 
     def __getitem__(self, name: str) -> Tensor:
         difference = self._local[name].float() - self._base.tensor(name).float()

@@ -103,14 +103,20 @@ ADAPTER_TEXTS: Mapping[str, re.Pattern[str]] = MappingProxyType(
         "base_model_name_or_path": re.compile(r"[\w./-]*"),
         "bias": re.compile("none"),
         "megatron_core": re.compile(r"megatron\.core"),
-        "peft_type": re.compile("LORA"),
+        "modules_to_save": re.compile(r"[\w.-]+"),
+        "peft_type": re.compile("LORA|PROMPT_TUNING"),
         "peft_version": re.compile(r"[\w.+@-]+"),
+        "prompt_tuning_init": re.compile("RANDOM"),
+        "rank_pattern": re.compile(r"[\w.-]+"),
         "target_modules": re.compile(r"[\w.-]+"),
         "task_type": re.compile("CAUSAL_LM"),
     }
 )
-"""What `peft` writes as text for the adapters that `crossfl.adapter` makes. It reads a type and a
-bias by name, and never opens the base by its name, since it is given the base itself."""
+"""What `peft` writes as text for the adapters that `crossfl.learning.lora` makes. It reads a type
+and a bias by name, and never opens the base by its name, since it is given the base itself."""
+
+ADAPTER_LISTS = ("modules_to_save", "rank_pattern", "target_modules")
+"""Keys that may hold several names."""
 
 
 def read_json(path: Path) -> Any:
@@ -199,14 +205,14 @@ def _check_added_tokens(path: Path) -> None:
 
 
 def _check_adapter(path: Path) -> None:
-    """Check that `adapter_config.json` is of a plain LoRA adapter, as `crossfl.adapter` makes."""
+    """Check that `adapter_config.json` is of an adapter as `crossfl.learning.lora` makes it."""
     document = _settings(path)
     texts = {key for key, value in document.items() if isinstance(value, str)}
     for key in ("peft_type", "task_type"):
         if key not in texts:
             raise CrossFLError(f"{path} has no {key}: it is not an adapter made by crossfl")
     for key, value in document.items():
-        if value and isinstance(value, dict | list) and key != "target_modules":
+        if value and isinstance(value, dict | list) and key not in ADAPTER_LISTS:
             raise CrossFLError(f"{path}: {key!a:.80} is set, which crossfl does not use: remove it")
         pattern = ADAPTER_TEXTS.get(key)
         for text in value if isinstance(value, list | dict) else [value]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.model import BufferMetadata
+from crossfl.protocol.model import RoleMetadata
 from crossfl.storage.json_limits import MOST_VALUES, count_values, unique
 
 DTYPES: dict[str, torch.dtype] = {
@@ -49,6 +49,8 @@ PLAIN = {"format": "pt"}
 """The metadata that `from_pretrained` asks for."""
 BUFFERS = "buffers"
 """Where the metadata of a model's file list its buffers: their names, as a JSON array."""
+FROZEN = "frozen"
+"""The same for the parameters that do not learn: they have no delta."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Layout:
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
     buffers: frozenset[str]
+    frozen: frozenset[str]
 
 
 _LAYOUTS: WeakValueDictionary[tuple[bytes, int], Layout] = WeakValueDictionary()
@@ -83,7 +86,8 @@ class TensorFile:
     """The tensors of one file, mapped and not read: memory is the page cache's.
 
     `entries` are in the order of the data. `buffers` are the names of those that are no parameters,
-    as running statistics are: they are averaged, and never optimized.
+    as running statistics are: they are averaged, and never optimized. `frozen` are those of the
+    parameters that do not learn: they stay as they are, and no delta has them.
 
     Example:
         >>> file = TensorFile(Path("global_model/model.safetensors"))
@@ -107,15 +111,15 @@ class TensorFile:
         except (OSError, ValueError, RecursionError) as error:
             raise CrossFLError(f"{path} is not a valid safetensors file: {error}") from None
         self.entries, self.metadata = self._layout.entries, self._layout.metadata
-        self.buffers = self._layout.buffers
+        self.buffers, self.frozen = self._layout.buffers, self._layout.frozen
         self._bytes = torch.from_file(str(path), shared=False, size=self.size, dtype=torch.uint8)
 
     def parameters(self) -> dict[str, Entry]:
-        """The floating-point tensors that are no buffers."""
+        """The floating-point tensors that are no buffers, and learn."""
         return {
             name: entry
             for name, entry in self.entries.items()
-            if entry.dtype.is_floating_point and name not in self.buffers
+            if entry.dtype.is_floating_point and name not in self.buffers | self.frozen
         }
 
     def span(self, name: str, start: int, count: int) -> Tensor:
@@ -235,9 +239,10 @@ class Writer:
             raise ValueError(f"{self.path}: {self._written} of {self.size} bytes were written")
 
 
-def metadata_of(buffers: Collection[str]) -> dict[str, str]:
-    """The metadata of a model's file that has these buffers."""
-    return {**PLAIN, BUFFERS: json.dumps(sorted(buffers))} if buffers else dict(PLAIN)
+def metadata_of(buffers: Collection[str], frozen: Collection[str] = ()) -> dict[str, str]:
+    """The metadata of a model's file that has these buffers and frozen parameters."""
+    roles = {BUFFERS: buffers, FROZEN: frozen}
+    return PLAIN | {role: json.dumps(sorted(names)) for role, names in roles.items() if names}
 
 
 def _bytes(piece: Tensor) -> memoryview:
@@ -274,18 +279,22 @@ def _parse(header: bytes, size: int) -> Layout:
         position = entry.end
     if position != size:
         raise ValueError(f"the data end at byte {position}, the file at {size}")
-    return Layout(ordered, metadata, _buffers(metadata, entries))
+    return Layout(ordered, metadata, *_roles(metadata, entries))
 
 
-def _buffers(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> frozenset[str]:
+def _roles(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> list[frozenset[str]]:
+    """The buffers and the frozen parameters that metadata list."""
     try:
-        stated = msgspec.convert(metadata, BufferMetadata).buffers
-        names = msgspec.json.decode(stated, type=list[str])
+        stated = msgspec.convert(metadata, RoleMetadata)
+        listed = [
+            msgspec.json.decode(text, type=list[str]) for text in msgspec.structs.astuple(stated)
+        ]
     except msgspec.MsgspecError:
-        raise ValueError("its buffers are not an array of names") from None
-    if unknown := sorted(set(names) - entries.keys()):
-        raise ValueError(f"it lists the buffer {unknown[0]!r}, which it does not hold")
-    return frozenset(names)
+        raise ValueError("its buffers or frozen tensors are not an array of names") from None
+    for role, names in zip((BUFFERS, FROZEN), listed, strict=True):
+        if unknown := sorted(set(names) - entries.keys()):
+            raise ValueError(f"it lists {unknown[0]!r} as {role}, which it does not hold")
+    return [frozenset(names) for names in listed]
 
 
 def _entry(name: str, fields: Any, base: int) -> Entry:

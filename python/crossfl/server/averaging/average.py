@@ -276,6 +276,8 @@ class Averaging:
     def _whole_sum(self, piece: Piece) -> WeightedSum | None:
         """The combined delta of a piece, if it is the sum of numbers as they lie in their files."""
         updates, name = self.updates, piece.name
+        if name in self._weights.frozen:
+            return None
         if self._rule.coordinatewise or not all(u.delta.viewed(name) for u in updates):
             return None
         deltas = [update.delta.span(name, piece.start, piece.count) for update in updates]
@@ -297,7 +299,12 @@ class Averaging:
         return out
 
     def _deltas(self, name: str, start: int, count: int) -> tuple[list[Tensor], list[int]]:
-        """A cell of each update, and which of them could not be decoded; those are zeros."""
+        """A cell of each update, and which of them could not be decoded; those are zeros.
+
+        So is what is frozen.
+        """
+        if name in self._weights.frozen:
+            return [torch.zeros(count) for _ in self.updates], []
         deltas, broken = [], []
         for number, update in enumerate(self.updates):
             try:
@@ -332,7 +339,7 @@ class Averaging:
         """Writers for a file of the model and for those of the state that go with it, by slot."""
         layout = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
         floats = {n: (torch.float32, s) for n, (d, s) in layout.items() if d.is_floating_point}
-        metadata = metadata_of(file.buffers)
+        metadata = metadata_of(file.buffers, file.frozen)
         writers = {MODEL: Writer(model / file.path.name, layout, metadata, reserve=True)}
         for slot in self._families(file):
             writers[slot] = Writer(state / f"{slot}.{file.path.name}", floats, reserve=True)
