@@ -31,7 +31,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import msgspec
 import torch
 from safetensors.torch import save_file
@@ -253,7 +252,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measurements", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
     args = parser.parse_args()
-    versions = {m.__name__: m.__version__ for m in (jinja2, matplotlib, msgspec)}
+    versions = {m.__name__: m.__version__ for m in (jinja2, msgspec)}
     print(f"{platform.platform()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     print(f"Python {sys.version.split()[0]}, crossfl {__version__}, {json.dumps(versions)}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,7 @@ from tests.support.processes import Run
 
 HEAVY = {
     "plan": {"torch", "numpy", "transformers", "accelerate"},
-    "report": {"torch", "transformers", "accelerate", "matplotlib"},
+    "report": {"torch", "transformers", "accelerate"},
     "aggregate": {"transformers", "accelerate"},
     "train": {"torch", "transformers", "accelerate"},
     "evaluate": {"torch", "transformers", "accelerate"},

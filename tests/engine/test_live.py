@@ -79,7 +79,8 @@ def test_of_a_jobs_own_events_numbers_are_taken_and_no_words(told: Path) -> None
     own = {"time": 1, "phase": "train", "facility": "karolina", "round": 9, "step": 3, "steps": 4,
            "loss": 1.5, "message": "a secret", "run": "another", "log": "/etc/passwd"}  # fmt: skip
     torn = json.dumps(own)[:40].encode()
-    jobs.say("7", None, torn + b"\n" + json.dumps(own).encode() + b"\n" + torn)
+    for _ in range(3):
+        jobs.say("7", None, torn + b"\n" + json.dumps(own).encode() + b"\n" + torn)
     (event,) = read(told)
     assert (event.facility, event.round, event.phase, event.step) == ("leonardo", None, "train", 3)
     assert (event.loss, event.job) == (1.5, "7")

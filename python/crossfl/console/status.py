@@ -212,7 +212,7 @@ class Watched:
                     return
                 self._offset += len(line)
                 with contextlib.suppress(CrossFLError):
-                    yield events.decode_line(line)
+                    yield events.decode_recorded(line)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

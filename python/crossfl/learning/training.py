@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crossfl import __version__
 from crossfl.errors import CrossFLError
 from crossfl.facility import place
 from crossfl.facility.carryover import CarriedState, Residual
@@ -198,6 +199,8 @@ class Trainer:
             peak_memory=memory,
             flops_utilisation=used,
             joules=self._energy.joules(),
+            device=accounting.device_name(device),
+            software=f"crossfl {__version__}, torch {torch.__version__}",
         )
 
     def _edge_losses(self, done: TrainingResult) -> tuple[float | None, float | None]:

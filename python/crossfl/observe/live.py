@@ -11,7 +11,7 @@ from pathlib import Path
 from crossfl.errors import CrossFLError
 from crossfl.observe.follow import CHUNK, Lines
 from crossfl.protocol import events
-from crossfl.protocol.events import LARGEST_EVENT, Event, decode_line
+from crossfl.protocol.events import LARGEST_EVENT, Event, decode_recorded
 
 MOST_WAITS = 200
 """Waits in the queue that are remembered of each facility."""
@@ -27,7 +27,7 @@ def read(path: Path) -> Iterator[Event]:
             while chunk := file.read(CHUNK):
                 for line in lines.feed(chunk):
                     try:
-                        yield decode_line(line)
+                        yield decode_recorded(line)
                     except CrossFLError:
                         continue
     except OSError:

@@ -109,3 +109,12 @@ def decode_line(line: bytes, what: str = "the event") -> Event:
         CrossFLError: it is none.
     """
     return decoding.decode(line, Event, what, LARGEST_EVENT)
+
+
+def decode_recorded(line: bytes, what: str = "the event") -> Event:
+    """Read the line of an event that this machine has recorded, which was checked before.
+
+    Raises:
+        CrossFLError: it is none.
+    """
+    return decoding.decode_own(line, Event, what, LARGEST_EVENT)

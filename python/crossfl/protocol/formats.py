@@ -52,6 +52,15 @@ def size(amount: object) -> str:
     return f"{real:,.{decimals}f} {UNITS[power]}"
 
 
+def energy(joules: object) -> str:
+    """Joules in watt-hours or kilowatt-hours."""
+    real = _real(joules)
+    if real is None:
+        return MISSING
+    hours = real / 3600
+    return f"{number(hours, ',.1f')} Wh" if hours < 1000 else f"{number(hours / 1000, ',.1f')} kWh"
+
+
 def duration(seconds: object) -> str:
     """Seconds as seconds, minutes, hours or days."""
     real = _real(seconds)

@@ -5,7 +5,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from crossfl.protocol.fields import Amount, Count, Loss, Name, Positive, Record, Seconds, Share, doc
+from crossfl.protocol.fields import (
+    Amount,
+    Count,
+    Label,
+    Loss,
+    Name,
+    Positive,
+    Record,
+    Seconds,
+    Share,
+    doc,
+)
 
 Correlation = Annotated[float, Meta(ge=-1, le=1)]
 """A number from -1 to 1."""
@@ -98,6 +109,8 @@ class TrainingMetrics(Record, frozen=True, kw_only=True):
     joules: Annotated[
         dict[Name, Amount], Meta(max_length=16), doc("Energy, of `gpu` and `cpu` where known.")
     ] = msgspec.field(default_factory=dict)
+    device: Annotated[Label | None, doc("What the first rank computed on.")] = None
+    software: Annotated[Label | None, doc("Versions of crossfl and torch there.")] = None
 
 
 class UpdateMetrics(Record, frozen=True, kw_only=True):

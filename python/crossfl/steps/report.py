@@ -1,6 +1,7 @@
 """Turn the history and the evaluations of a federation into one HTML page that opens offline."""
 
 import argparse
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from crossfl.errors import CrossFLError
 from crossfl.observe.events import Progress
+from crossfl.observe.page.about import about_run
 from crossfl.observe.page.evaluations import (
     Evaluations,
     NotEvaluated,
@@ -38,6 +40,7 @@ def report(
     comparison: Path | None = None,
     *,
     allowances: Sequence[Allowance] | None = None,
+    run: journal.Run | None = None,
 ) -> Evaluations:
     """Write `history.jsonl`, `evaluation.json` and `report.html` into `out`.
 
@@ -51,6 +54,7 @@ def report(
         out: folder to write into.
         comparison: what `crossfl compare` measured, for how the facilities fare alone.
         allowances: who was asked for an evaluation; unset, an evaluation may be anyone's.
+        run: the run in the journal, which knows times and settings, and gets the page as well.
 
     Returns:
         The evaluations by facility.
@@ -61,7 +65,8 @@ def report(
     server = server_state.load(state)
     admitted = _admitted(server, state, evaluations, allowances)
     alone: Mapping[str, Mapping[str, float]] = read_alone(comparison) if comparison else {}
-    page = render(server, server_state.history(state), admitted, alone)
+    about = about_run(run.path, run.description.configuration, state) if run else None
+    page = render(server, server_state.history(state), admitted, alone, about)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
         server_state.write_history(state, Path(scratch, HISTORY_LINES))
@@ -69,6 +74,9 @@ def report(
         write_bytes(Path(scratch, REPORT), page.encode("utf-8", "replace"))
         for name in (HISTORY_LINES, EVALUATIONS, REPORT):
             Path(scratch, name).rename(out / name)
+    if run:
+        with contextlib.suppress(OSError):  # a copy, for who looks into the journal
+            write_bytes(run.path / REPORT, page.encode("utf-8", "replace"))
     return admitted
 
 
@@ -133,12 +141,13 @@ def main(args: argparse.Namespace) -> None:
     """Write `history`, `evaluation` and `report` for the engine, and say how it went."""
     folder = args.outdir
     allowances = args.allowance and [from_words(words, Allowance) for words in args.allowance]
+    state, place = server_state.load(args.state), journal.here()
+    run = journal.Run.load(place / state.run) if state.run and place else None
     evaluations = report(
-        args.state, args.evaluation, folder, args.comparison, allowances=allowances
+        args.state, args.evaluation, folder, args.comparison, allowances=allowances, run=run
     )
-    state = server_state.load(args.state)
-    if state.run and (place := journal.here()):
-        journal.Run.load(place / state.run).save(finished=True)
+    if run:
+        run.save(finished=True)
     with Progress(round=state.round, rounds=state.rounds) as progress:
         lines = [summary(name, evaluation) for name, evaluation in evaluations.items()]
         progress("report", loss=mean_loss(state, evaluations), message="; ".join(lines))

@@ -43,6 +43,7 @@ class LiveJobs:
         self._facility = facility
         self._shown: dict[str, _Shown] = {}
         self._unreachable = False
+        self._said: dict[str, tuple[str, int | None]] = {}
 
     def see(self, job_id: str, job_name: str | None, job: JobReport, waited: float = 0.0) -> None:
         """Take note of what the scheduler says of a job.
@@ -97,12 +98,14 @@ class LiveJobs:
                         "tokens_per_second": event.tokens_per_second,
                         "job": job_id[:200],
                     }
-                    if event.phase in (events.TRAIN, "load"):
+                    said = event.phase, event.step
+                    if event.phase in (events.TRAIN, "load") and self._said.get(job_id) != said:
+                        self._said[job_id] = said
                         report(self._facility, event.phase, job_name=job_name, **facts)
                     return
 
     def _end(self, job_id: str, job_name: str | None, job: JobReport, now: float) -> None:
-        last = self._shown.pop(job_id, None)
+        last, _ = self._shown.pop(job_id, None), self._said.pop(job_id, None)
         ran = last is not None and last.phase == events.RUNNING
         report(
             self._facility,

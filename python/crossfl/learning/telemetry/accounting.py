@@ -5,6 +5,7 @@ floating-point operations that the model needs, whatever was computed again, ove
 could have done.
 """
 
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+CPU_INFO = Path("/proc/cpuinfo")
+LONGEST_NAME = 100
+"""Characters of a device's name."""
 PEAKS = {
     "A100-SXM4": 312e12,
     "A100-PCIE": 312e12,
@@ -69,6 +73,23 @@ def peak_memory(device: torch.device) -> int:
         return torch.xpu.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name(device: torch.device) -> str:
+    """What a rank computes on, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)[:LONGEST_NAME]
+    for line in _lines(CPU_INFO):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()[:LONGEST_NAME]
+    return platform.machine()[:LONGEST_NAME]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 class Energy:

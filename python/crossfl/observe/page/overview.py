@@ -18,8 +18,8 @@ PHASES = PhaseSeconds.__struct_fields__
 """The phases of a facility's round, in the order they happen."""
 MOST_POINTS = 200
 """Rounds whose losses are kept for a plot."""
-MOST_BARS = 72
-"""Facilities times rounds up to which the times of each round are kept; beyond, their sums only."""
+MOST_CELLS = 4000
+"""Facilities times rounds, of the last rounds, whose times are drawn one by one."""
 MOST_ROWS = 1000
 """Updates that are listed, all rounds together."""
 MOST_ROWS_OF_ROUND = 250
@@ -42,6 +42,57 @@ class FacilityOverview:
     """Of the updates that counted."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Of all rounds, by phase."""
+    shares: "array[float]" = field(default_factory=lambda: array("d"))
+    """Sum of the shares of its updates till then, one in so many rounds."""
+    share: float = 0.0
+    """Sum of the shares of all its updates."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """How many of its updates had each status."""
+    staleness: int = 0
+    """Sum over the updates that counted."""
+    stalest: int = 0
+    steps: int = 0
+    peak_memory: int = 0
+    """Most bytes that a rank of it held, in any round."""
+    joules: dict[str, float] = field(default_factory=dict)
+    utilisation: float = 0.0
+    """Seconds of training, each times the utilisation stated for it."""
+    utilised: float = 0.0
+    """Seconds of training for which a utilisation is stated."""
+    rank_seconds: float = 0.0
+    """Seconds of work times ranks."""
+    ranks: int = 0
+    tokens_per_second: float | None = None
+    """Of its last update that says so."""
+    device: str | None = None
+    software: str | None = None
+
+    @property
+    def counted(self) -> int:
+        """Updates that are in the model."""
+        return sum(self.statuses.get(status, 0) for status in COUNTED)
+
+    @property
+    def flops_utilisation(self) -> float | None:
+        """Mean over the time for which it is stated."""
+        return self.utilisation / self.utilised if self.utilised else None
+
+    def measure(self, update: FacilityEntry) -> None:
+        """Take in what an update cost."""
+        training = update.metrics.training
+        if training is None:
+            return
+        self.peak_memory = max(self.peak_memory, training.peak_memory)
+        for kind, joules in training.joules.items():
+            self.joules[kind] = self.joules.get(kind, 0.0) + joules
+        if training.flops_utilisation is not None:
+            self.utilisation += update.seconds.train * training.flops_utilisation
+            self.utilised += update.seconds.train
+        self.ranks = training.ranks
+        self.rank_seconds += update.seconds.working * training.ranks
+        self.tokens_per_second = training.tokens_per_second or self.tokens_per_second
+        self.device = training.device or self.device
+        self.software = training.software or self.software
 
 
 @dataclass(frozen=True)
@@ -121,8 +172,11 @@ class Overview:
         self.points = range(0, rounds, self.stride)
         """For each loss that is kept, the number of rounds that the model had behind it."""
         self.facilities: dict[str, FacilityOverview] = {}
-        self.times: list[tuple[int, str, PhaseSeconds]] | None = []
-        """Round, facility and times of each update; None where they are too many."""
+        self.clock = array("d", [math.nan]) * len(self.points)
+        """When the model of each loss that is kept was made, in seconds since the beginning."""
+        self.window: deque[tuple[RoundEntry, float]] = deque()
+        """The last rounds, each with the moment it began, in seconds since the beginning."""
+        self._cells = 0
         self.list = RoundList()
         self.last: RoundEntry | None = None
         for entry in history:
@@ -137,6 +191,11 @@ class Overview:
     def tokens(self) -> int:
         """Of all updates that counted."""
         return sum(facility.tokens for facility in self.facilities.values())
+
+    @property
+    def share(self) -> float:
+        """Of all updates that counted."""
+        return sum(facility.share for facility in self.facilities.values())
 
     @property
     def asked(self) -> int:
@@ -157,10 +216,18 @@ class Overview:
     def _add(self, entry: RoundEntry) -> None:
         behind = entry.round - 1
         kept = behind in self.points
+        begun = self.last.seconds if self.last else 0.0
+        if kept:
+            self.clock[behind // self.stride] = begun
+        self.window.append((entry, min(begun, entry.seconds)))
+        self._cells += len(entry.facilities)
+        while self._cells > MOST_CELLS and len(self.window) > 1:
+            self._cells -= len(self.window.popleft()[0].facilities)
         for name, update in entry.facilities.items():
             if (facility := self.facilities.get(name)) is None:
                 losses = array("d", [math.nan]) * len(self.points)
-                facility = self.facilities[name] = FacilityOverview(losses)
+                shares = array("d", [math.nan]) * len(self.points)
+                facility = self.facilities[name] = FacilityOverview(losses, shares=shares)
             if (validation := update.metrics.validation) is not None:
                 if kept:
                     facility.losses[behind // self.stride] = validation.loss
@@ -169,13 +236,19 @@ class Overview:
             facility.asked += 1
             facility.delivered += update.bytes > 0
             facility.bytes += update.bytes
-            facility.tokens += update.tokens if update.status in COUNTED else 0
+            facility.statuses[update.status] = facility.statuses.get(update.status, 0) + 1
+            if update.status in COUNTED:
+                facility.tokens += update.tokens
+                facility.steps += update.steps
+                facility.share += update.share
+                facility.staleness += update.staleness
+                facility.stalest = max(facility.stalest, update.staleness)
+                facility.measure(update)
             for phase in PHASES:
                 facility.seconds[phase] += getattr(update.seconds, phase)
-            if self.times is not None:
-                self.times.append((entry.round, name, update.seconds))
-        if self.times is not None and len(self.times) > MOST_BARS:
-            self.times = None
+        if kept:
+            for facility in self.facilities.values():
+                facility.shares[behind // self.stride] = facility.share
         self.list.add(entry)
         self.last = entry
 

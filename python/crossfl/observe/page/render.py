@@ -7,15 +7,17 @@ what it leaves out, and `history.jsonl` and `evaluation.json` have everything.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from crossfl import __version__
 from crossfl.observe.page import plots
+from crossfl.observe.page.about import About
 from crossfl.observe.page.evaluations import Evaluations, completions, final_losses, mean_loss
 from crossfl.observe.page.overview import Overview
+from crossfl.observe.page.timeline import KINDS, Lane
 from crossfl.protocol import formats
 from crossfl.protocol.history import RoundEntry
 from crossfl.protocol.measurements import TaskMetrics
@@ -79,6 +81,7 @@ def render(
     history: Iterable[RoundEntry],
     evaluations: Evaluations,
     alone: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    about: About | None = None,
 ) -> str:
     """The page.
 
@@ -88,6 +91,7 @@ def render(
         evaluations: what each facility that was asked found of the final model.
         alone: for each facility, the loss (nats per token) of the model that was trained on its
             data only, by the facility where it was measured.
+        about: what else is known of the run.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -98,7 +102,10 @@ def render(
     losses = final_losses(state, evaluations)
     task_rows, tasks_left = _first(_tasks(evaluations))
     completion_rows, completions_left = _first(_completions(evaluations))
-    drawn = plots.draw(overview, state, evaluations, names)
+    ledger = {name: loss for name in names if (loss := state.ledger_of(name).loss) is not None}
+    known = losses or ledger
+    about = about or About(configuration=_known(state))
+    drawn = dict(plots.draw(overview, state, evaluations, names, about.timeline))
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -106,6 +113,7 @@ def render(
         "number": formats.number,
         "count": formats.count,
         "size": formats.size,
+        "energy": formats.energy,
         "duration": formats.duration,
         "moment": formats.moment,
         "text": formats.text,
@@ -128,10 +136,33 @@ def render(
         tasks_left=tasks_left,
         completions=[(p, list(rows)) for p, rows in groupby(completion_rows, attrgetter("prompt"))],
         completions_left=completions_left,
-        phases=plots.PHASES,
+        kinds=KINDS,
+        about=about,
+        lanes={name: about.timeline.lanes.get(name, Lane()) for name in listed},
+        worst=max(known.items(), key=itemgetter(1)) if known else None,
         most_drawn=plots.MOST_DRAWN,
-        plots={name: Markup(svg) for name, svg in drawn},  # noqa: S704
+        plots={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704
     )
+
+
+def style_sheet() -> str:
+    """The style sheet of the page, for what is to look like it."""
+    from jinja2 import Environment
+
+    text = Path(__file__).with_name(TEMPLATE).read_text("utf-8")
+    sheet = text[text.index("<style>") + len("<style>") : text.index("</style>")]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(sheet).render(kinds=KINDS)
+
+
+def _known(state: ServerState) -> dict[str, Any]:
+    """The settings that a state knows by itself."""
+    return {
+        "rounds": state.rounds,
+        "seed": state.seed,
+        "aggregation": state.aggregation.asdict(),
+        "retention": state.retention.asdict(),
+    }
 
 
 def benefits(
