@@ -15,7 +15,7 @@ ON_SCHEDULERS := --override-ini addopts=-ra -o cache_dir=$(VENV)/.pytest
 JOB ?= workflows/numbers/job.yml
 DATA ?= data
 
-.PHONY: help setup run data compare experiment experiment-data test test-fast test-acceptance test-experiments test-schedulers test-faults lint types lock clean
+.PHONY: help setup run data compare experiment experiment-data test test-fast test-acceptance test-experiments test-schedulers test-faults lint types docs lock clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -78,6 +78,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m crossfl.protocol.generate --check
+	$(BIN)/sphinx-build -q -W --keep-going -b dummy -d $(VENV)/.docs docs $(VENV)/.docs
+
+docs: $(READY) ## the documentation as a site, in docs/site
+	$(BIN)/sphinx-build -q -W --keep-going -b html -d $(VENV)/.docs docs docs/site
+	@echo "docs     docs/site/index.html"
 
 types: $(READY) ## write what follows from the protocol: CWL records, docs/reference, JSON Schemas
 	$(BIN)/python -m crossfl.protocol.generate

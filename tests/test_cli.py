@@ -272,7 +272,7 @@ def test_a_bug_is_one_line(
     assert cli.main(["digest", "model"]) == Exit.FAILED
     (file,) = tmp_path.iterdir()
     line = rf"this is a bug in crossfl: \x1b[2J of somebody. Please report it with {file}"
-    assert capsys.readouterr().err == f"crossfl digest: {line}\n"
+    assert capsys.readouterr().err == f"crossfl digest: {line} [CFL5]\n"
     details = file.read_text(encoding="utf-8")
     assert "Traceback" in details and "ValueError" in details and "digest" in details
     assert file.stat().st_mode & 0o077 == 0

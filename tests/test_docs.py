@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from crossfl.cli import VERBS
+from crossfl.errors import Code
 from crossfl.protocol.fields import fields_of
 from crossfl.protocol.records import Aggregation, Facility, Lora, Retention, Task, Training
 from crossfl.protocol.variables import VARIABLES
 from crossfl.simulation.virtual import sites
+from crossfl.sites.settings import places_of
+from crossfl.sites.streamflow_file import deploy
 from crossfl.storage.job import Job
 from tests.support.paths import ROOT
 
@@ -24,8 +27,51 @@ PAGES = sorted(
         *(p for top in ("docs", "environments", "workflows") for p in (ROOT / top).rglob("*.md")),
     ]
 )
-GUIDES = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
+GUIDES = [
+    page
+    for page in PAGES
+    if page.parent == ROOT or (ROOT / "docs" in page.parents and page.parent.name != "reference")
+]
 """Those that say what to type."""
+PROGRAMS = (
+    *("apptainer", "cd", "crossfl", "cwltool", "docker", "export", "git", "make", "pip", "python"),
+    *("scp", "ssh", "streamflow", ".venv/bin/pre-commit", ".venv/bin/streamflow"),
+)
+"""What the first word of a block is, if the block is commands."""
+RUN_WHOLE = {
+    "docs/tutorial/laptop.md": "tests/workflows/test_pages.py",
+    "docs/python.md": "tests/workflows/test_pages.py",
+}
+"""Pages whose every block, but a comparison, is run, as it stands and in order, by which test."""
+ELSEWHERE = {
+    r"make [a-z-]+( |$)": "a target of the Makefile: .ci/run calls them, or test_make_targets",
+    r".*…": "what is particular to a person or a site is left out",
+    r"cd \w+$": "only changes the folder",
+    r"export PATH=": "only sets the path",
+    r"export CROSSFL_SIGNING_KEY=": "tests/workflows/test_signers.py sets it",
+    r"CROSSFL_FORKSERVER= streamflow run": "tests/workflows/test_warm.py runs without the server",
+    r"crossfl init ": "tests/sites/test_init.py",
+    r"crossfl run ": "tests/workflows/test_run.py",
+    r"crossfl compare ": "tests/simulation/test_compare.py",
+    r"crossfl bind --from sites.yml --job job.yml": "tests/sites/test_init.py",
+    r"crossfl bind --from mine.yml": "tests/sites/test_environments.py binds every environment",
+    r"crossfl check federation.yml --offline": "tests/sites/test_init.py",
+    r"crossfl check federation.yml": "makes connections: tests/schedulers/test_check.py",
+    r"(\.venv/bin/)?streamflow run ": "tests/workflows/test_engines.py and tests/schedulers",
+    r"cwltool ": "tests/workflows/test_engines.py",
+    r"crossfl runs": "tests/server/test_runs.py",
+    r"crossfl aggregate ": "tests/steps/test_aggregate.py",
+    r"crossfl simulate job.yml --sites": "tests/simulation/virtual",
+    r"crossfl simulate job.yml --data .* --replay": "tests/simulation/test_replay.py",
+    r"python workflows/experiments/": "tests/workflows/test_experiments.py converts made tables",
+    r"python benchmarks/": "a benchmark: minutes to hours",
+    r"python -m crossfl.protocol.generate": "make lint",
+    r"pip (install|wheel)": "tests/test_package.py builds and installs a wheel",
+    r"(scp|ssh) ": "needs a site of one's own",
+    r"(docker|apptainer) ": "no container engine runs where the tests do",
+    r"git |\.venv/bin/pre-commit ": "changes the clone of whoever runs it",
+}
+"""Commands of other pages, and where they are run, or why nowhere."""
 PACKAGE = ROOT / "python" / "crossfl"
 PLACES = {path.name for folder in (ROOT, PACKAGE) for path in folder.iterdir() if path.is_dir()} - {
     "data",  # made by commands that the pages describe
@@ -33,7 +79,7 @@ PLACES = {path.name for folder in (ROOT, PACKAGE) for path in folder.iterdir() i
 }
 """First parts of paths that are in the repository, or in the package."""
 
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)")
@@ -72,6 +118,18 @@ def code(page: Path) -> Iterator[str]:
     for block in blocks:
         yield from block.replace("\\\n", " ").splitlines()
     yield from (" ".join(span.split()) for span in SPAN.findall(prose(page)))
+
+
+def commands(page: Path) -> Iterator[str]:
+    """The commands in the blocks of a page, without comments; continued lines as one."""
+    text = page.read_text("utf-8")
+    blocks = [block for language, block in FENCED.findall(text) if language in ("", "sh")]
+    blocks += INDENTED.findall(FENCED.sub("", text))
+    for block in blocks:
+        lines = block.replace("\\\n", " ").splitlines()
+        lines = [" ".join(line.split("   #")[0].split()) for line in lines]
+        if lines and lines[0].split()[:1] and lines[0].split()[0] in PROGRAMS:
+            yield from filter(None, lines)
 
 
 def slug(heading: str) -> str:
@@ -168,6 +226,28 @@ def test_variables_and_fields(page: Path) -> None:
                 assert field in names, f"`{span}`: {record} has no field {field}"
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=identify)
+def test_every_command_is_run_somewhere(page: Path) -> None:
+    if identify(page) in RUN_WHOLE:
+        assert (ROOT / RUN_WHOLE[identify(page)]).is_file()
+        return
+    for command in commands(page):
+        known = any(re.match(pattern, command) for pattern in ELSEWHERE)
+        assert known, f"`{command}` is run by no test: run it in one, or say why not in ELSEWHERE"
+
+
+def test_where_commands_are_run_is_there() -> None:
+    for told in ELSEWHERE.values():
+        for name in re.findall(r"tests/[\w/.]+\w", told):
+            assert (ROOT / name).exists(), name
+
+
+def test_every_code_of_an_error_has_its_entry() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    assert re.findall(r"^## (CFL\d+): ", text, re.M) == list(Code)
+    assert re.findall(r"^\| \[(CFL\d+)\]", text, re.M) == list(Code)
+
+
 def yaml_blocks() -> list[tuple[str, str]]:
     """Every block of YAML in the guides, which is a job file or a part of one, or a sites file."""
     return [
@@ -186,6 +266,11 @@ def test_parts_of_job_files(page: str, block: str, tmp_path: Path) -> None:
     if "sites" in values:
         path.write_text(block)
         assert sites.load(path)
+        return
+    if all(isinstance(value, dict) and "environment" in value for value in values.values()):
+        path.write_text(block)
+        places, _ = places_of([], [], path, None)
+        assert deploy(places, ROOT / "environments", tmp_path / "federation.yml")
         return
     path.write_text(yaml.safe_dump({**least, **values}))
     job = Job.load(path)

@@ -13,7 +13,7 @@ from typing import NoReturn
 from crossfl import __version__
 from crossfl.engine.forkserver.client import run_warm
 from crossfl.engine.parent import end_with_engine
-from crossfl.errors import CrossFLError
+from crossfl.errors import Code, CrossFLError
 from crossfl.protocol.exits import Exit
 from crossfl.protocol.text import printable
 
@@ -101,18 +101,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed.words = [args.verb, *args.arguments]
         status: int | None = module.main(parsed)
     except CrossFLError as error:
-        _tell(args.verb, str(error))
+        _tell(args.verb, str(error), error.code)
         return BAD_INPUT
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     except KeyboardInterrupt:
-        _tell(args.verb, "interrupted")
+        _tell(args.verb, "interrupted", Code.INTERRUPTED)
         return Exit.INTERRUPTED
     except Exception as error:
         if (remedy := _remedy(error)) is None:
             return _report_bug(args.verb, args.arguments, error)
-        _tell(args.verb, remedy)
+        _tell(args.verb, remedy, Code.SYSTEM)
         return BAD_INPUT
     return status or 0
 
@@ -139,12 +139,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the usage, and exit."""
-        super().error(printable(message, keep=KEPT))
+        super().error(f"{printable(message, keep=KEPT)} [{Code.USAGE}]")
 
 
-def _tell(verb: str, message: str) -> None:
-    """Print a message, in which the words of others may be, on standard error."""
-    print(f"crossfl {verb}: {printable(message, keep=KEPT)}", file=sys.stderr)
+def _tell(verb: str, message: str, code: Code) -> None:
+    """Print a message, in which the words of others may be, and its code on standard error."""
+    print(f"crossfl {verb}: {printable(message, keep=KEPT)} [{code}]", file=sys.stderr)
 
 
 def _place(file: object) -> str:
@@ -171,8 +171,9 @@ def _report_bug(verb: str, words: Sequence[str], error: Exception) -> int:
             file.write(f"crossfl {__version__}, Python {sys.version}\n{[verb, *words]}\n{details}")
     except OSError:
         print(printable(details, keep=KEPT), file=sys.stderr)
-        _tell(verb, "this is a bug in crossfl; please report the lines above")
+        _tell(verb, "this is a bug in crossfl; please report the lines above", Code.BUG)
     else:
         summary = printable(str(error) or type(error).__name__, longest=200)
-        _tell(verb, f"this is a bug in crossfl: {summary}. Please report it with {file.name}")
+        message = f"this is a bug in crossfl: {summary}. Please report it with {file.name}"
+        _tell(verb, message, Code.BUG)
     return Exit.FAILED

@@ -56,7 +56,7 @@ TASK = Task(
         (Facility, {"name": "a", "dataset": "it", "skips": [2, 0]}, "facility.skips is [2, 0]: it"),
         (Facility, {"name": "a", "dataset": "it", "skips": 2}, "expected a list"),
         (Facility, {"name": "a", "dataset": "it", "skips": "2,x"}, "expected int"),
-        (Task, TASK.asdict() | {"federation": None}, "task.federation is missing"),
+        (Task, TASK.asdict() | {"dataset": None}, "task.dataset is missing"),
         (Lora, {"base_model": "b", "base_digest": "0"}, "expected a sha256"),
         (Aggregation, {"signers": ""}, "aggregation.signers is '': it must not be empty"),
     ],

@@ -55,7 +55,7 @@ def test_defaults_end_the_descriptions() -> None:
     assert doc(Training, "packing").endswith("see each other. Default false.")
     assert doc(Aggregation, "max_norm").endswith("may have. Default 1000000.0.")
     assert doc(Training, "threads").endswith("every core.")
-    assert doc(Task, "base").endswith("starts from.")
+    assert doc(Task, "dataset").endswith("dataset.")
 
 
 def test_generated_files_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

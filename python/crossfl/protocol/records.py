@@ -38,6 +38,8 @@ GRACE_SECONDS = 60.0
 """For which a round stays open, unless something else is said."""
 SERVED_MEAN = 0.2
 """Rate of the served mean in a full participation, unless something else is said."""
+ANY_MODEL = "0" * 64
+"""In place of a digest: of a task that does not say which model it is for. None trains on it."""
 INCREMENTAL = ("fedavg", "fedavgm", "diloco")
 """Server optimizers that can step for one update as well as for those of everybody."""
 
@@ -65,23 +67,26 @@ class Facility(Record, frozen=True, kw_only=True):
 
 
 class Task(Record, frozen=True, kw_only=True):
-    """What one facility is asked to do in one round."""
+    """What one facility is asked to do in one round; an evaluation needs facility and dataset."""
 
     facility: Annotated[Name, doc("Facility that is to do it.")]
     dataset: Annotated[Label, doc("Name of the facility's dataset.")]
-    round: Annotated[Natural, doc("Round it belongs to, counted from 1.")]
-    local_steps: Annotated[Natural, doc("Optimizer steps to take; 0 asks for an evaluation.")]
-    seed: Annotated[Natural, doc("Seed of this facility in this round.")]
-    schedule_step: Annotated[Natural, doc("Steps of the learning-rate schedule already taken.")]
+    round: Annotated[Natural, doc("Round it belongs to, counted from 1.")] = 0
+    local_steps: Annotated[Natural, doc("Optimizer steps to take; 0 asks for an evaluation.")] = 0
+    seed: Annotated[Natural, doc("Seed of this facility in this round.")] = 0
+    schedule_step: Annotated[Natural, doc("Steps of the learning-rate schedule already taken.")] = 0
     schedule_steps: Annotated[
         Positive, doc("Steps of the learning-rate schedule over the whole federation.")
-    ]
-    samples_seen: Annotated[Count, doc("Samples this facility has trained on before.")]
-    data_seed: Annotated[Natural, doc("Seed of the order of the facility's samples.")]
-    base: Annotated[Digest, doc("Digest of the global model that the task starts from.")]
+    ] = 1
+    samples_seen: Annotated[Count, doc("Samples this facility has trained on before.")] = 0
+    data_seed: Annotated[Natural, doc("Seed of the order of the facility's samples.")] = 0
+    base: Annotated[
+        Digest,
+        doc("Digest of the global model that the task starts from; unset, evaluate takes any."),
+    ] = ANY_MODEL
     federation: Annotated[
         Name, doc("Mark of the federation on what the facility keeps and delivers for it.")
-    ]
+    ] = "none"
     counted: Annotated[
         Natural, doc("Round of the task of its last update that counted; 0, none did.")
     ] = 0

@@ -1,8 +1,9 @@
 """The quorum: whether enough of a round's updates are left to average them."""
 
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
-from crossfl.errors import CrossFLError
+from crossfl.errors import Code, CrossFLError
 from crossfl.protocol.state import ServerState
 from crossfl.server.admission import Update
 from crossfl.server.bounds import weight_of
@@ -11,6 +12,8 @@ from crossfl.server.deliveries import Exclusion
 
 class BelowQuorumError(CrossFLError):
     """Too few updates are left; what then is for the aggregation record to say."""
+
+    code: ClassVar[Code] = Code.QUORUM
 
 
 def check_quorum(

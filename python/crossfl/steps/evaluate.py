@@ -16,7 +16,7 @@ from crossfl.protocol.flags import add_flags, from_flags
 from crossfl.protocol.layout import EVALUATION
 from crossfl.protocol.manifest import Completion, EvaluationManifest
 from crossfl.protocol.measurements import Metrics
-from crossfl.protocol.records import Task, Training
+from crossfl.protocol.records import ANY_MODEL, Task, Training
 from crossfl.protocol.text import printable
 from crossfl.steps import failure, outputs, rerun
 from crossfl.steps.train import check_base
@@ -51,6 +51,8 @@ def evaluate(
         progress("load")
         ModelFolder.received(model, only=())  # before links in it would be copied
         model = staged(model)
+        if task.base == ANY_MODEL:
+            task = task.replace(base=ModelFolder.received(model).digest)
         check_base(model, task)
         metrics, completions, notices, failures = _measure(model, folder, training, prompts, match)
         for notice in (*notices, *failures):
