@@ -13,6 +13,7 @@ export CROSSFL_STATE=<state>
 CROSSFL_STAGING=$(printenv <staging> || echo <staging>); export CROSSFL_STAGING
 export CROSSFL_MODELS=<models>
 export CROSSFL_PROMPTS=1 # prompts: <prompts>
+export CROSSFL_LOGS=1 # logs: <logs>
 export CROSSFL_MIN_VALIDATION_SAMPLES=<min_samples>
 export CROSSFL_MIN_VALIDATION_TOKENS=<min_tokens>
 # What ends the job early is told to the ranks, which deliver; bash has to live until they have.

@@ -33,6 +33,10 @@ VERBS = {
     ),
     "digest": ("sites.digest", "print the digest of a base model, for LoRA"),
     "status": ("console.status", "say how a run stands: rounds, facilities, jobs, expected end"),
+    "logs": (
+        "console.logs",
+        "print what a job of a facility printed, where that is allowed",
+    ),
     "export": ("console.export", "write the page, plots and tables of a run in a journal"),
     "runs": ("server.journal.runs", "list the runs in a journal, remove them, or unlock one"),
     "simulate": ("simulation.simulate", "run a federation in this one process, without an engine"),

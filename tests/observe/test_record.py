@@ -201,6 +201,7 @@ def test_a_job_whose_end_nobody_saw_is_counted_until_the_engine_stopped() -> Non
     live = fold([*LIFE[:6], Event(time=90.0, phase="stopped", message="interrupted (SIGINT)")])
     assert live.facilities["a"].used(10_000) == 4 * 40
     assert live.stopped == "interrupted (SIGINT)"
+    assert live.facilities["a"].phase == "stopped"
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

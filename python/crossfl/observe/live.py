@@ -13,6 +13,11 @@ from crossfl.observe.follow import CHUNK, Lines
 from crossfl.protocol import events
 from crossfl.protocol.events import LARGEST_EVENT, Event, decode_recorded
 
+UNDER_WAY = frozenset(
+    {events.STAGED, events.SENDING, events.SENT, events.QUEUED, events.RUNNING, events.TRAIN}
+    | {"load", events.FETCHING, events.UNREACHABLE}
+)
+"""Phases that end with the engine."""
 MOST_WAITS = 200
 """Waits in the queue that are remembered of each facility."""
 MOST_PACES = 10
@@ -113,6 +118,8 @@ class Live:
             self.stopped = event.message or ""
             for facility in self.facilities.values():
                 _close(facility, event.time)
+                if facility.phase in UNDER_WAY:
+                    facility.phase, facility.since = events.STOPPED, event.time
         self.message = event.message or self.message
 
     def expected_end(self) -> float | None:

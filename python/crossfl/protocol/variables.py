@@ -11,6 +11,7 @@ STAGING = "CROSSFL_STAGING"
 LAUNCHER = "CROSSFL_LAUNCHER"
 SIGNING_KEY = "CROSSFL_SIGNING_KEY"
 PROMPTS = "CROSSFL_PROMPTS"
+LOGS = "CROSSFL_LOGS"
 MIN_VALIDATION_SAMPLES = "CROSSFL_MIN_VALIDATION_SAMPLES"
 MIN_VALIDATION_TOKENS = "CROSSFL_MIN_VALIDATION_TOKENS"
 LAUNCHED = "CROSSFL_LAUNCHED"
@@ -71,6 +72,11 @@ VARIABLES = (
         PROMPTS,
         "`1` lets the model complete the job's prompts here; unset, it does not.",
         f"{_JOB}; `crossfl.local`",
+    ),
+    Variable(
+        LOGS,
+        "`1` in the job script lets `crossfl logs` fetch what a job printed; unset, it does not.",
+        _JOB,
     ),
     Variable(
         MIN_VALIDATION_SAMPLES,

@@ -60,6 +60,10 @@ SETTINGS = {
     "jump": Setting("host to log in through, as user@host:port, as ssh's ProxyJump", JUMP),
     "key": Setting("private ssh key on this machine, relative to the StreamFlow file", LOCAL),
     "known_hosts": Setting("file with the host keys to trust, on this machine", LOCAL),
+    "logs": Setting(
+        "`yes` lets `crossfl logs` fetch what a job printed there; left out, it does not",
+        re.compile("yes"),
+    ),
     "min_samples": Setting("validation samples below which no metric leaves the facility", FLOOR),
     "min_tokens": Setting("predicted tokens below which no metric leaves the facility", FLOOR),
     "models": Setting("folder of base models at the facility, absolute, for LoRA", ABSOLUTE),
