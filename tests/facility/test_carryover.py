@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ def test_no_other_user_can_read_what_is_kept(asked: Asked, tmp_path: Path) -> No
     before = os.umask(0)
     try:
         _leave(asked(1, 0), "mine")
-        Savepoint(asked(1, 0), TRAINING, {}).write({"model": {"x": torch.ones(1)}}, Counts(7))
+        Savepoint(asked(1, 0), TRAINING, {}).write(
+            {"model": partial(save_file, {"x": torch.ones(1)})}, Counts(7)
+        )
     finally:
         os.umask(before)
     paths = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
@@ -139,6 +142,6 @@ def test_savepoints_of_rounds_that_ended_otherwise_go(asked: Asked) -> None:
         return Savepoint(asked(round_, 0), TRAINING, {})
 
     for number in (1, 2, 4):
-        savepoint(number).write({"model": {"x": torch.ones(1)}}, Counts(7))
+        savepoint(number).write({"model": partial(save_file, {"x": torch.ones(1)})}, Counts(7))
     savepoint(2).remove(own=True)
     assert [savepoint(n).read() is not None for n in (1, 2, 4)] == [False, False, True]

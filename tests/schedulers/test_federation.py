@@ -82,7 +82,8 @@ def test_two_ranks_of_one_job(alpha: Site, python: Path, engine: Engine, tmp_pat
     node.mkdir(exist_ok=True)
     shutil.chown(node, alpha.facts["username"])
     os.utime(node, (0, 0))
-    path = bind([alpha], python, data, job, ranks="2", staging=str(node))
+    floors = {"min_samples": "1", "min_tokens": "1"}  # or no metric would leave
+    path = bind([alpha], python, data, job, ranks="2", staging=str(node), **floors)
     outcome = federate(path, engine)
     assert outcome.code == 0, outcome.log
     assert node.stat().st_mtime > 0 and list(node.iterdir()) == [], "used, and left empty"

@@ -12,11 +12,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 import crossfl
 from crossfl.errors import CrossFLError
@@ -50,15 +48,17 @@ class Savepoint:
         words = json.dumps(decisive, sort_keys=True)
         self._key = hashlib.sha256(words.encode()).hexdigest()
 
-    def write(self, tensors: Mapping[str, Mapping[str, Tensor]], counts: Any) -> None:
-        """Save families of tensors by name, and the counts, a dataclass with `steps`."""
+    def write(self, families: Mapping[str, Callable[[Path], None]], counts: Any) -> None:
+        """Save families of tensors, each by a function that writes its file, and the counts.
+
+        The counts are a dataclass with `steps`.
+        """
         values = dataclasses.asdict(counts)
         mine = self._folder / str(counts.steps)
         shutil.rmtree(mine, ignore_errors=True)
         with place.publish_state(mine) as folder:
-            for family, entries in tensors.items():
-                whole = {name: tensor.contiguous() for name, tensor in entries.items()}
-                save_file(whole, folder / f"{family}.safetensors")
+            for family, save in families.items():
+                save(folder / f"{family}.safetensors")
             write_json(folder / COUNTS, {"key": self._key, "counts": values})
         for path in self._folder.iterdir():
             if path != mine:

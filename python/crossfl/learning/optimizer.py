@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from crossfl.learning.ranks import gather_full, scatter_like
+from crossfl.learning.ranks import scatter_like
 from crossfl.protocol.records import Task, Training
 
 SEPARATOR = "//"
@@ -58,9 +58,9 @@ def learning(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def state_of(optimizer: AdamW, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """What the optimizer keeps for each parameter, whole: moments and number of steps."""
+    """What the optimizer keeps for each parameter, as this rank holds it: moments, steps."""
     return {
-        name + SEPARATOR + key: gather_full(value)
+        name + SEPARATOR + key: value
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }

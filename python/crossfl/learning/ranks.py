@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from crossfl.protocol.records import Training
+from crossfl.storage.tensorfile import Writer
 
 
 class Parallel:
@@ -127,6 +129,23 @@ def gather_full(tensor: Tensor) -> Tensor:
     """The whole of a tensor of which each rank may hold a part; every rank has to ask for it."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def save_full(tensors: Mapping[str, Tensor], path: Path | None) -> None:
+    """Write tensors of which each rank may hold a part: whole, one after the other.
+
+    Every rank has to call it. None of them ever holds more than one whole tensor.
+
+    Args:
+        tensors: the same names on every rank.
+        path: the file to write; None on the ranks that do not write.
+    """
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with Writer(path, layout) if path else contextlib.nullcontext() as file:
+        for tensor in tensors.values():
+            full = gather_full(tensor)
+            if file is not None:
+                file.write(full)
 
 
 def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossfl import __version__
 from crossfl.errors import CrossFLError
@@ -29,7 +29,7 @@ from crossfl.learning.evaluation import Validation, summed_loss
 from crossfl.learning.models import probe
 from crossfl.learning.models.loading import classes_of, load, persistent_buffers
 from crossfl.learning.optimizer import adamw, learning, learning_rate, pull_back, restore, state_of
-from crossfl.learning.ranks import Parallel, gather_full, norm, scatter_like
+from crossfl.learning.ranks import Parallel, gather_full, norm, save_full, scatter_like
 from crossfl.learning.telemetry import accounting
 from crossfl.learning.telemetry.noise import GradientNoise
 from crossfl.observe.events import Progress
@@ -215,20 +215,15 @@ class Trainer:
         has to call it, for it may hold a shard; the first one writes.
         """
         network = self._parallel.unwrap(self._model)
-        state = None
-        if self._parallel.shards:
-            whole = network.state_dict().items()
-            lean = lora.is_adapter(model)
-            state = {n: gather_full(t) for n, t in whole if lora.is_own(n) or not lean}
         if not self.leads:
+            self._save_local(network, model, None)
             return 0
         weights = Tensors.of_model(model)
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=directory.parent))
             keeps = self._residual if self._coding.lossy else None
             lost = stack.enter_context(keeps.after()) if keeps else None
-            if not lora.save(network, state, Path(scratch)):
-                network.save_pretrained(scratch, state_dict=state)  # type: ignore[operator]
+            self._save_local(network, model, Path(scratch))
             local = Tensors(sorted(Path(scratch).glob("*.safetensors")))
             for file in weights.files:
                 carried = self._residual.before(file) if self._residual else None
@@ -237,6 +232,25 @@ class Trainer:
                 difference = Difference(local, file, carried)
                 delta.write(path, difference, self._coding, rest, file.buffers)
         return sum(path.stat().st_size for path in directory.iterdir())
+
+    def _save_local(self, network: nn.Module, model: Path, folder: Path | None) -> None:
+        """Write the local weights by the names of the checkpoint; ranks without a folder give.
+
+        Shards are gathered one tensor at a time. Where the module names its tensors otherwise than
+        the checkpoint does, all are gathered before, on every rank.
+        """
+        state: dict[str, Tensor] | None = None
+        if self._parallel.shards:
+            mine, lean = network.state_dict(), lora.is_adapter(model)
+            entries = Tensors.of_model(model).floats()
+            if all(n in mine and tuple(mine[n].shape) == e.shape for n, e in entries.items()):
+                save_full(
+                    {name: mine[name] for name in entries}, folder and folder / "local.safetensors"
+                )
+                return
+            state = {n: gather_full(t) for n, t in mine.items() if lora.is_own(n) or not lean}
+        if folder and not lora.save(network, state, folder):
+            network.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
 
     def keep(self) -> None:
         """Leave at the facility what its next round starts from, where the record says so.
@@ -249,11 +263,13 @@ class Trainer:
         kept = state_of(self._optimizer, self._parameters)
         if self._training.encoding == "fp32":
             for (name, local), base in zip(self._parameters.items(), self._anchors, strict=True):
-                values, origin = gather_full(local), gather_full(base)
-                kept[ROUNDING + name] = values - (origin + (values - origin))
-        if self.leads:
-            with self._carried.after() as folder:
-                save_file(kept, folder / KEPT)
+                values = local.detach()
+                kept[ROUNDING + name] = values - (base + (values - base))
+        if not self.leads:
+            save_full(kept, None)
+            return
+        with self._carried.after() as folder:
+            save_full(kept, folder / KEPT)
 
     def forget(self, own: bool = True) -> None:
         """Remove what was kept for another attempt: the update is delivered.
@@ -296,14 +312,18 @@ class Trainer:
                 tensor.copy_(scatter_like(saved[name], tensor))
 
     def _save(self, done: TrainingResult) -> None:
-        buffers = persistent_buffers(self._parallel.unwrap(self._model))
-        families = {
-            "model": {name: gather_full(p) for name, p in self._parameters.items()},
+        assert self._savepoint  # noqa: S101
+        families: dict[str, Mapping[str, Tensor]] = {
+            "model": self._parameters,
             "optimizer": state_of(self._optimizer, self._parameters),
-            "buffers": {name: gather_full(b) for name, b in buffers.items()},
+            "buffers": persistent_buffers(self._parallel.unwrap(self._model)),
         }
-        if self._savepoint and self.leads:
-            self._savepoint.write({name: f for name, f in families.items() if f}, done)
+        savers = {name: partial(save_full, family) for name, family in families.items() if family}
+        if self.leads:
+            self._savepoint.write(savers, done)
+        else:
+            for save in savers.values():
+                save(None)
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's share of the samples of a step, in micro-batches; none after the last."""
