@@ -18,7 +18,7 @@ import yaml
 
 from crossfl.protocol.history import FacilityEntry, RoundEntry, decode_line
 from tests.support.engine import Engine, streamflow, unset
-from tests.support.faults import FULL, Login
+from tests.support.faults import FULL
 from tests.support.paths import DATA
 from tests.support.testbed import Site, bind, job_of, place_data
 
@@ -77,9 +77,6 @@ class Federation:
         for deployment in document["deployments"].values():
             if "pollingInterval" in deployment.get("config", {}):
                 deployment["config"]["pollingInterval"] = 1
-            if deployment["type"] == "crossfl.ssh":
-                # Whoever waits for a login node that is dead waits for longer than the test does.
-                deployment["config"] |= {"retries": 10 * RUN_SECONDS, "retryDelay": 1}
         self.path.write_text(yaml.safe_dump(document))
         self.log = folder / "log"
 
@@ -126,7 +123,6 @@ class Story:
         history: its rounds.
         stalled: rounds within the time in which no upload to gamma went on.
         queued: rounds while alpha's job waited in its queue.
-        dead: rounds while it did so, and alpha's login node was dead.
         left: what is left at the sites: jobs, and folders of turns.
         job: the job of alpha that waited, as Slurm describes it in the end.
     """
@@ -135,7 +131,6 @@ class Story:
     history: list[RoundEntry]
     stalled: range
     queued: range
-    dead: range
     left: list[str]
     job: str
 
@@ -149,7 +144,6 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(
-    testbed: dict[str, Any],
     sites: dict[str, Site],
     python: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -158,10 +152,10 @@ def story(
         pytest.skip("the data is placed only where the home of the site's user is here")
     folder = tmp_path_factory.mktemp("story")
     alpha, gamma = sites["alpha"], sites["gamma"]
-    partition, login = Partition(alpha), Login(testbed)
+    partition = Partition(alpha)
     home = Path(gamma.facts["home"])
     tar = home / "bin" / "tar"
-    federation = Federation(list(sites.values()), python, folder, Engine(folder), rounds=9)
+    federation = Federation(list(sites.values()), python, folder, Engine(folder), rounds=7)
     tar.write_text(f"#!/bin/sh\n{STALLED}")
     tar.chmod(0o755)
     (home / "stalled").touch()
@@ -187,15 +181,12 @@ def story(
         federation.wait_for(lambda: bool(alpha.shell(pending).strip()), process)
         job = alpha.shell(pending).strip()
         queued = three_rounds()
-        login.stop()
-        dead = three_rounds()
-        login.start()
         partition.set("UP")
         assert process.wait(RUN_SECONDS) == 0, federation.log.read_text()
         left = [str(path) for path in turns() - before]
         left += [job for site in sites.values() for job in site.jobs()]
         record = alpha.shell(f"scontrol show job {job}")
-        yield Story(federation, federation.history(), stalled, queued, dead, left, record)
+        yield Story(federation, federation.history(), stalled, queued, left, record)
     finally:
         (home / "stalled").unlink(missing_ok=True)
         tar.unlink(missing_ok=True)
@@ -203,8 +194,6 @@ def story(
         if process.poll() is None:
             process.kill()
             process.wait()
-        login.start()
-        login.nodes("RESUME")
         for site in sites.values():
             for left_over in site.jobs():
                 site.cancel(left_over)
@@ -226,21 +215,15 @@ def test_nobody_waits_for_the_queue_of_another(story: Story) -> None:
     assert all("waits in the queue" in (each.reason or "") for each in said), said
     assert all(story.of_others(number) for number in story.queued)
     assert story.job.count("JobState=COMPLETED") == 1
-    later = range(story.dead[-1] + 1, len(story.history) + 1)
+    later = range(story.queued[-1] + 1, len(story.history) + 1)
     taken = next(n for n in later if _counts(story.history[n - 1].facilities["alpha"]))
     asked = taken - story.history[taken - 1].facilities["alpha"].staleness
     assert asked > story.queued[-1], "it trained the newest model when it started, not its first"
 
 
-def test_nobody_waits_for_a_dead_login_node(story: Story) -> None:
-    said = story.of("alpha", story.dead)
-    assert {each.status for each in said} <= {"late", "absent"}
-    assert all(story.of_others(number) for number in story.dead)
-
-
 def test_every_facility_counts_and_nothing_is_left(story: Story) -> None:
     counted = [e for entry in story.history for e in entry.facilities.values() if _counts(e)]
-    assert 27 <= len(counted) <= 29, "nine times the members; the last round may bring all three"
+    assert 21 <= len(counted) <= 23, "seven times the members; the last round may bring all three"
     assert story.left == []
     story.federation.check_replay()
 
