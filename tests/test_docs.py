@@ -42,7 +42,7 @@ RUN_WHOLE = {
     "docs/tutorial/laptop.md": "tests/workflows/test_pages.py",
     "docs/python.md": "tests/workflows/test_pages.py",
 }
-"""Pages whose every block, but a comparison, is run, as it stands and in order, by which test."""
+"""Pages whose every block, but a comparison, is run in order, and by which test."""
 ELSEWHERE = {
     r"make [a-z-]+( |$)": "a target of the Makefile: .ci/run calls them, or test_make_targets",
     r".*…": "what is particular to a person or a site is left out",
@@ -66,6 +66,9 @@ ELSEWHERE = {
     r"crossfl export": "tests/console",
     r"crossfl simulate job.yml --sites": "tests/simulation/virtual",
     r"crossfl simulate job.yml --data .* --replay": "tests/simulation/test_replay.py",
+    r"crossfl provenance ": "tests/observe/test_provenance.py",
+    r"crossfl track ": "tests/observe/test_trackers.py",
+    r"streamflow (list|report|prov) ": "tests/workflows/test_run.py lists",
     r"python workflows/experiments/": "tests/workflows/test_experiments.py converts made tables",
     r"python benchmarks/": "a benchmark: minutes to hours",
     r"python -m crossfl.protocol.generate": "make lint",

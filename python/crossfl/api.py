@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from crossfl.errors import CrossFLError
-from crossfl.protocol.history import RoundEntry, decode_line
-from crossfl.protocol.layout import EVALUATIONS, GLOBAL_MODEL, HISTORY_LINES, REPORT
+from crossfl.protocol.history import RoundEntry
+from crossfl.protocol.layout import EVALUATIONS, GLOBAL_MODEL, REPORT
+from crossfl.storage import history
 from crossfl.storage.job import Job
 
 if TYPE_CHECKING:
@@ -100,14 +101,7 @@ def read_history(path: str | Path) -> list[RoundEntry]:
     Raises:
         CrossFLError: it cannot be read, or a line is not that of a round.
     """
-    file = Path(path)
-    if file.is_dir():
-        file /= HISTORY_LINES
-    try:
-        with file.open("rb") as lines:
-            return [decode_line(line, str(file)) for line in lines]
-    except OSError as error:
-        raise CrossFLError(f"{file} cannot be read: {error.strerror}") from None
+    return history.read_history(Path(path))
 
 
 def history_rows(entries: list[RoundEntry]) -> Iterator[dict[str, Any]]:
@@ -119,7 +113,7 @@ def history_rows(entries: list[RoundEntry]) -> Iterator[dict[str, Any]]:
             yield {**common, "facility": name, **_flat(values)}
 
 
-def history_frame(history: str | Path | list[RoundEntry]) -> "pandas.DataFrame":
+def history_frame(entries: str | Path | list[RoundEntry]) -> "pandas.DataFrame":
     """The history as a data frame: one row for each facility and round.
 
     Columns are `round`, `finished`, `loss` (mean validation loss of the model that the round
@@ -133,8 +127,8 @@ def history_frame(history: str | Path | list[RoundEntry]) -> "pandas.DataFrame":
         import pandas
     except ImportError:
         raise CrossFLError("pandas is not installed: pip install pandas") from None
-    entries = history if isinstance(history, list) else read_history(history)
-    return pandas.DataFrame(list(history_rows(entries)))
+    given = read_history(entries) if isinstance(entries, str | Path) else entries
+    return pandas.DataFrame(list(history_rows(given)))
 
 
 def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":

@@ -39,6 +39,8 @@ VERBS = {
     ),
     "export": ("console.export", "write the page, plots and tables of a run in a journal"),
     "runs": ("server.journal.runs", "list the runs in a journal, remove them, or unlock one"),
+    "provenance": ("observe.provenance", "describe a finished run as a Workflow Run RO-Crate"),
+    "track": ("observe.trackers", "hand a history to TensorBoard, MLflow, W&B or a CSV file"),
     "simulate": ("simulation.simulate", "run a federation in this one process, without an engine"),
     "compare": ("simulation.compare", "federated, each facility alone, and pooled data, compared"),
 }

@@ -54,6 +54,10 @@ def test_it_leaves_what_a_simulation_leaves(
     simulated = snapshot(tmp_path / "simulated" / "global_model")
     assert weights and all(simulated[name] == content for name, content in weights.items())
 
+    listed = run("streamflow", "list", "--file", out / "federation.yml", cwd=tmp_path)
+    assert listed.returncode == 0 and listed.stdout.count("CWLWorkflow") == 2
+    assert (out / ".crossfl/federation/engine.sqlite").stat().st_mode & 0o077 == 0
+
     again = run(*words, cwd=tmp_path)
     assert again.returncode == cli.BAD_INPUT
     assert "global_model exists already" in again.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from importlib.resources import files
 
 from streamflow.ext.plugin import StreamFlowPlugin
@@ -9,6 +10,7 @@ from streamflow.ext.plugin import StreamFlowPlugin
 from crossfl.engine import compatibility, shutdown, terminal
 from crossfl.engine.interruption import INTERRUPTION
 from crossfl.engine.placement import FILTER, LOCAL
+from crossfl.engine.private import UMASK
 
 
 class CrossFLPlugin(StreamFlowPlugin):
@@ -26,6 +28,7 @@ class CrossFLPlugin(StreamFlowPlugin):
         with contextlib.suppress(RuntimeError):  # no run: `crossfl check` reads a file
             asyncio.get_running_loop()
             INTERRUPTION.heed(is_run=True)
+            os.umask(UMASK)  # before the engine makes the folder of its database
         compatibility.check_version()
         compatibility.warn_of_encoding()
         # Not at the top: in another version of the engine these imports may fail.

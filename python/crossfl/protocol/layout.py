@@ -42,6 +42,8 @@ CWL_OUTPUT = "cwl.output.json"
 
 JOURNAL = ".crossfl"
 """Folder of the journal beside a StreamFlow file, unless told otherwise."""
+DATABASE = "engine.sqlite"
+"""In the journal: what the engine notes of each execution, for `streamflow list` and the like."""
 JOURNAL_LOCK = "lock"
 """In the journal: held by the run that is going on."""
 RUN = "run.json"

@@ -12,7 +12,7 @@ import yaml
 
 from crossfl.engine.placement import FILTER, LOCAL, VM
 from crossfl.errors import CrossFLError
-from crossfl.protocol.layout import JOURNAL
+from crossfl.protocol.layout import DATABASE, JOURNAL
 from crossfl.sites.environment import MARK, Environment, fill, script
 from crossfl.sites.settings import Place
 from crossfl.storage.job import Job
@@ -68,8 +68,9 @@ def compose(
         )
 
     deployments, targets, files = deploy([vm, *places], environments, out)
+    journal = f"{JOURNAL}/{out.stem}"
     if deployments[vm.name]["type"] == LOCAL:
-        deployments[vm.name]["config"]["journal"] = f"{JOURNAL}/{out.stem}"
+        deployments[vm.name]["config"]["journal"] = journal
     config = {"file": relative(workflow, out)} | ({"settings": relative(job, out)} if job else {})
     bindings: list[dict[str, Any]] = [{"step": "/", "target": targets[vm.name]}]
     for step in FACILITY_STEPS:
@@ -82,7 +83,7 @@ def compose(
         "bindingFilters": {"by_facility": {"type": FILTER, "config": {}}},
         "failureManager": {"type": "crossfl.facility", "config": {}},
         "deployments": deployments,
-        "database": {"type": "default", "config": {"connection": ":memory:"}},
+        "database": {"type": "default", "config": {"connection": f"{journal}/{DATABASE}"}},
     }
     validate(document)
     heading = f"# {', '.join(names)}: {MARK}. To change it, change a setting and bind again.\n"
