@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
     """Import the interface when a name of it is first used; a step imports none of it."""
     if name not in __all__:
         raise AttributeError(f"module 'crossfl' has no attribute {name!r}")
-    from crossfl import api
+    import importlib  # by name: the package itself is below everything in it
 
-    return getattr(api, name)
+    return getattr(importlib.import_module("crossfl.api"), name)
