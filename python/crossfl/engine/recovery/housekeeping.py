@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from streamflow.core.context import StreamFlowContext
 from streamflow.core.workflow import Job
@@ -25,6 +26,13 @@ RANDOM_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """How the engine names a directory that it makes for one job; no other directory is removed."""
 
 
+class Directory(NamedTuple):
+    """A directory that the engine made for a job."""
+
+    deployment: str
+    path: StreamFlowPath
+
+
 class Housekeeping:
     """Knows which directories the jobs of a run have left at the facilities.
 
@@ -36,8 +44,8 @@ class Housekeeping:
     def __init__(self, context: StreamFlowContext, keep_failed: int) -> None:
         self._context = context
         self._keep_failed = keep_failed
-        self._placed: dict[str, list[StreamFlowPath]] = {}
-        self._failed: defaultdict[str, list[list[StreamFlowPath]]] = defaultdict(list)
+        self._placed: dict[str, list[Directory]] = {}
+        self._failed: defaultdict[str, list[list[Directory]]] = defaultdict(list)
         self._removals: set[asyncio.Task[None]] = set()
 
     def note_placement(self, job: Job) -> None:
@@ -56,13 +64,13 @@ class Housekeeping:
 
         A directory that cannot be removed in time is left over, with a warning.
         """
-        unneeded = [path for job in finished for path in self._directories(job)]
+        unneeded = [directory for job in finished for directory in self._directories(job)]
         for failed in self._failed.values():
             while len(failed) > self._keep_failed:
                 unneeded += failed.pop(0)
         sites: defaultdict[str, list[StreamFlowPath]] = defaultdict(list)
-        for path in unneeded:
-            sites[path.location.deployment].append(path)
+        for directory in unneeded:
+            sites[directory.deployment].append(directory.path)
         removals = {asyncio.create_task(_remove(name, paths)) for name, paths in sites.items()}
         for removal in removals:
             self._removals.add(removal)
@@ -77,13 +85,16 @@ class Housekeeping:
             removal.cancel()
         await asyncio.gather(*removals, return_exceptions=True)
 
-    def _directories(self, job: Job) -> list[StreamFlowPath]:
+    def _directories(self, job: Job) -> list[Directory]:
         """The directories that the engine made for a job at its facility."""
         scheduler = self._context.scheduler
         if job.name not in scheduler.job_allocations or is_stood_in(self._context, job):
             return []
         return [
-            StreamFlowPath(directory, context=self._context, location=location)
+            Directory(
+                location.deployment,
+                StreamFlowPath(directory, context=self._context, location=location),
+            )
             for location in scheduler.get_locations(job.name)
             for directory in (job.input_directory, job.output_directory, job.tmp_directory)
             if directory and RANDOM_NAME.fullmatch(PurePosixPath(directory).name)
