@@ -238,10 +238,10 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             )
             if not seeds:
                 continue
-            yield f"\n{setting}, {data}: {len(seeds)} seeds\n"
+            yield f"\n{setting}, {data}\n"
             yield (
-                "| | ks to target | / sync FedAvg | / sync DiLoCo | never | worst site "
-                "| node-h | weight |\n|---|---:|---:|---:|---:|---:|---:|---|"
+                "| | n | ks to target | / sync FedAvg | / sync DiLoCo | never | worst site "
+                "| node-h | weight |\n|---|---:|---:|---:|---:|---:|---:|---:|---|"
             )
             for arm in ARMS:
                 mine = [found.get((setting, data, s, arm)) for s in seeds]
@@ -253,7 +253,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                 hours = [r["node_hours"] for r in runs if r["node_hours"] is not None]
                 weight = np.mean([r["weight"] for r in runs if "weight" in r], 0)
                 yield (
-                    f"| {arm} | {np.median(times) / 1e3:.1f} "
+                    f"| {arm} | {len(runs)} | {np.median(times) / 1e3:.1f} "
                     + "".join(
                         f"| {_ratio(found, setting, data, seeds, arm, base)} "
                         for base in ("sync FedAvg", "sync DiLoCo")
@@ -265,20 +265,33 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                 )
 
 
-def _ratio(
+def ratio(
     found: dict[Any, Any], setting: str, data: str, seeds: Sequence[int], arm: str, base: str
-) -> str:
-    """Geometric mean of paired ratios; who never arrives is counted at the horizon."""
-    if arm == base:
-        return "1"
+) -> tuple[float, float, float, int]:
+    """Geometric mean of paired ratios, its 95 % interval, and the pairs there are.
+
+    Who never arrives is counted at the horizon.
+    """
     logs = []
     for seed in seeds:
         pair = [found.get((setting, data, seed, name)) for name in (arm, base)]
         if all(pair):
             one, other = (max(r["seconds"] or HORIZON[setting], GRID) for r in pair if r)
             logs.append(np.log(one / other))
+    if not logs:
+        return float("nan"), float("nan"), float("nan"), 0
     mean, half = _mean(logs)
-    return f"{np.exp(mean):.2f} [{np.exp(mean - half):.2f}, {np.exp(mean + half):.2f}]"
+    low, middle, high = (float(np.exp(mean + side * half)) for side in (-1, 0, 1))
+    return middle, low, high, len(logs)
+
+
+def _ratio(
+    found: dict[Any, Any], setting: str, data: str, seeds: Sequence[int], arm: str, base: str
+) -> str:
+    mean, low, high, pairs = ratio(found, setting, data, seeds, arm, base)
+    if arm == base:
+        return "1"
+    return "–" if not pairs else f"{mean:.2f}" + (f" [{low:.2f}, {high:.2f}]" if pairs > 1 else "")
 
 
 def _interval(values: Sequence[float]) -> str:
