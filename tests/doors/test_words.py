@@ -47,7 +47,7 @@ def test_what_a_verb_refuses_is_shown_as_it_is(
     words = ["plan", "--state", str(tmp_path), "--local-steps", "1", "--facility", "name=a"]
     assert cli.main(words) == cli.BAD_INPUT
     printed = capsys.readouterr().err
-    assert f"crossfl plan: {ESCAPED}: first line\nsecond line\n" in printed
+    assert f"crossfl plan: {ESCAPED}: first line\nsecond line [CFL2]\n" in printed
     assert not unprintable(printed)
 
 

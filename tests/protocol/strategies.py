@@ -10,7 +10,7 @@ from msgspec import inspect
 from crossfl.errors import CrossFLError
 from crossfl.protocol.fields import DIGEST, NAME, SEALED, Record, bare, fields_of
 from crossfl.protocol.manifest import EvaluationManifest
-from crossfl.protocol.records import Aggregation
+from crossfl.protocol.records import Aggregation, Lora
 
 PATTERNS = {
     NAME: r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
@@ -30,7 +30,11 @@ def records(kind: type[Record]) -> st.SearchStrategy[Record]:
             return kind(**arguments)
         except CrossFLError:
             if kind is Aggregation:
-                return kind(**arguments | {"closes": "all", "job_seconds": None})
+                early = {"closes": "all", "job_seconds": None, "served_mean": None}
+                return kind(**arguments | early | {"planner": "fixed"})
+            if kind is Lora:
+                kinds = ("virtual_tokens", "rank_pattern", "target_modules", "modules_to_save")
+                return kind(**{k: v for k, v in arguments.items() if k not in kinds})
             mended = arguments | {"reason": "its status asks for one"}
             if kind is EvaluationManifest and mended["status"] == "absent":
                 mended |= {"metrics": None, "completions": ()}

@@ -13,7 +13,7 @@ from tests.support.processes import PRESERVE, Run
 
 DOCUMENTS = sorted([*ROOT.glob("steps/*.cwl"), *ROOT.glob("workflows/**/*.cwl")])
 STREAMFLOW_FILES = sorted(
-    [*ROOT.glob("*.yml"), *ROOT.glob("workflows/**/streamflow.yml"), CWL / "streamflow.yml"]
+    [*ROOT.glob("[!.]*.yml"), *ROOT.glob("workflows/**/streamflow.yml"), CWL / "streamflow.yml"]
 )
 RUNNERS = {
     "cwltool": ["cwltool", "--", "--enable-ext", *PRESERVE],
