@@ -20,6 +20,7 @@ import crossfl.learning.training  # noqa: F401
 from crossfl.errors import CrossFLError
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.protocol.records import Task, Training
+from crossfl.protocol.variables import STATE
 from crossfl.steps.evaluate import evaluate
 from crossfl.steps.train import train
 from crossfl.storage import manifest
@@ -62,7 +63,8 @@ def attempt(watch: Watch, folder: Path, task: Task, training: Training) -> dict[
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
         view = str(Path(tempfile.gettempdir(), "crossfl-model-"))
-        watch.outside, watch.inside = set(), (*INSIDE, str(folder.resolve()), out, view)
+        kept = str(Path(os.environ[STATE]).resolve())  # samples as token ids
+        watch.outside, watch.inside = set(), (*INSIDE, str(folder.resolve()), out, view, kept)
         for action in (
             lambda: train(folder, task, training, Path(out)),
             lambda: evaluate(folder, task, training, ["it "], Path(out)),
