@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crossfl.protocol.records import Task
-from crossfl.protocol.variables import MIN_VALIDATION_SAMPLES, MIN_VALIDATION_TOKENS
+from crossfl.protocol.variables import MIN_VALIDATION_SAMPLES, MIN_VALIDATION_TOKENS, PROGRESS
 from crossfl.server import state as server_state
 from crossfl.server.planning.fixed import plan
 from crossfl.simulation.simulate import playing_every_facility
@@ -61,6 +61,15 @@ def every_facility(request: pytest.FixtureRequest) -> object:
     """This machine plays every facility."""
     with playing_every_facility(DATA):
         yield
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that steps append their events to."""
+    path = tmp_path / "events"
+    path.touch()
+    monkeypatch.setenv(PROGRESS, str(path))
+    return path
 
 
 @pytest.fixture

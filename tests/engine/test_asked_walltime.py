@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from streamflow.deployment.template import CommandTemplateMap
 from crossfl.engine.connectors.pbs import PBSConnector
 from crossfl.engine.connectors.slurm import SlurmConnector
 from crossfl.engine.recovery.policy import FacilityJob, RecoveryPolicy
-from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
 from crossfl.protocol.schedulers import pbs, slurm
 from tests.support.login import Login
 
@@ -21,14 +19,6 @@ DONE = {
     "slurm": ("sbatch", "echo 7"),
     "pbs": ("qsub", "echo 7.pbs"),
 }
-
-
-@pytest.fixture
-def policy() -> Iterator[RecoveryPolicy]:
-    run = RunRecovery(RecoveryPolicy(), None)  # type: ignore[arg-type] # it is not asked for any
-    REGISTRY.enter(run)
-    yield run.policy
-    REGISTRY.leave(run)
 
 
 async def submit(login: Login, scheduler: str, policy: RecoveryPolicy, wanted: int | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator, MutableSequence
+from collections.abc import MutableSequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +16,6 @@ from crossfl.engine.connectors.deferred import AwayError
 from crossfl.engine.connectors.turns import Turns
 from crossfl.engine.recovery.closing import LateError, Turn
 from crossfl.engine.recovery.policy import FacilityJob, HopelessError, RecoveryPolicy
-from crossfl.engine.recovery.registry import REGISTRY, RunRecovery
 from crossfl.protocol.manifest import ModelManifest
 from crossfl.storage import manifest
 from tests.support.login import Login
@@ -75,14 +74,6 @@ def model(tmp_path: Path) -> Path:
     (folder / "config.json").write_text("{}")
     manifest.write(folder, ModelManifest(round=0))
     return folder
-
-
-@pytest.fixture
-def policy() -> Iterator[RecoveryPolicy]:
-    run = RunRecovery(RecoveryPolicy(), None)  # type: ignore[arg-type] # it is not asked for any
-    REGISTRY.enter(run)
-    yield run.policy
-    REGISTRY.leave(run)
 
 
 def queue(site: Site) -> tuple[Turns, ExecutionLocation]:

@@ -12,23 +12,11 @@ from crossfl.engine.connectors.live_jobs import LiveJobs, parts_of, tails
 from crossfl.engine.connectors.reports import JobReport
 from crossfl.engine.live import Transfer, report
 from crossfl.protocol import variables
-from crossfl.protocol.events import Event, decode_line
 from crossfl.protocol.schedulers import pbs, slurm
+from tests.support.events import read
 
 
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "events"
-    path.touch()
-    monkeypatch.setenv(variables.PROGRESS, str(path))
-    return path
-
-
-def read(path: Path) -> list[Event]:
-    return [decode_line(line) for line in path.read_bytes().splitlines()]
-
-
-def test_each_change_is_told_once_with_the_reason_and_the_estimate(told: Path) -> None:
+def test_each_change_is_told_once_with_the_reason_and_the_estimate(events: Path) -> None:
     jobs = LiveJobs("leonardo")
     pending = JobReport(state="PENDING", reason="Priority", nodes=4, expected_wait=3600.0)
     for word in (
@@ -42,8 +30,8 @@ def test_each_change_is_told_once_with_the_reason_and_the_estimate(told: Path) -
         JobReport(state="TIMEOUT", log="/scratch/out"),
     ):
         jobs.see("7", "/train/0", word, waited=60.0)
-    events = read(told)
-    assert [(e.phase, e.message) for e in events] == [
+    reported = read(events)
+    assert [(e.phase, e.message) for e in reported] == [
         ("queued", "Priority"),
         ("queued", "PartitionDown"),
         ("queued", "JobHeldUser"),
@@ -51,12 +39,12 @@ def test_each_change_is_told_once_with_the_reason_and_the_estimate(told: Path) -
         ("running", "suspended"),
         ("ended", "TIMEOUT"),
     ]
-    first, last = events[0], events[-1]
+    first, last = reported[0], reported[-1]
     assert first.since is not None
     assert first.expected is not None
     assert 59 <= first.time - first.since <= 70
     assert round(first.expected - first.since) == 3600
-    assert all(e.since == first.since for e in events[:3])
+    assert all(e.since == first.since for e in reported[:3])
     assert (last.nodes, last.log, last.job) == (4, "/scratch/out", "7")
     assert last.seconds is not None
     assert 7 <= last.seconds < 30
@@ -65,23 +53,23 @@ def test_each_change_is_told_once_with_the_reason_and_the_estimate(told: Path) -
 @pytest.mark.parametrize(
     "reason", ["\x1b[2J\x1b]0;gone\x07", "x" * (60 << 20), "a\nb\x00\u202e", "\ud800"]
 )
-def test_a_hostile_reason_is_cut_and_printable(reason: str, told: Path) -> None:
+def test_a_hostile_reason_is_cut_and_printable(reason: str, events: Path) -> None:
     LiveJobs("leonardo").see("7", None, JobReport(state="PENDING", reason=reason))
-    (event,) = read(told)
+    (event,) = read(events)
     assert event.message is not None
     assert event.message.isprintable()
     assert len(event.message) <= 300
-    assert told.stat().st_size < 2000
+    assert events.stat().st_size < 2000
 
 
-def test_of_a_jobs_own_events_numbers_are_taken_and_no_words(told: Path) -> None:
+def test_of_a_jobs_own_events_numbers_are_taken_and_no_words(events: Path) -> None:
     jobs = LiveJobs("leonardo")
     own = {"time": 1, "phase": "train", "facility": "karolina", "round": 9, "step": 3, "steps": 4,
            "loss": 1.5, "message": "a secret", "run": "another", "log": "/etc/passwd"}  # fmt: skip
     torn = json.dumps(own)[:40].encode()
     for _ in range(3):
         jobs.say("7", None, torn + b"\n" + json.dumps(own).encode() + b"\n" + torn)
-    (event,) = read(told)
+    (event,) = read(events)
     assert (event.facility, event.round, event.phase, event.step) == ("leonardo", None, "train", 3)
     assert (event.loss, event.job) == (1.5, "7")
     assert (event.message, event.run, event.log) == (None, None, None)
@@ -90,9 +78,9 @@ def test_of_a_jobs_own_events_numbers_are_taken_and_no_words(told: Path) -> None
 @pytest.mark.parametrize(
     "content", [b"", b"\xff" * 5000, b"[" * 5000, b'{"time":1,"phase":"absent"}\n', b"x\n" * 9000]
 )
-def test_odd_content_of_a_jobs_file_says_nothing(content: bytes, told: Path) -> None:
+def test_odd_content_of_a_jobs_file_says_nothing(content: bytes, events: Path) -> None:
     LiveJobs("leonardo").say("7", None, content)
-    assert read(told) == []
+    assert read(events) == []
 
 
 def test_the_ends_of_several_files_are_told_apart(tmp_path: Path) -> None:
@@ -111,7 +99,7 @@ def test_the_ends_of_several_files_are_told_apart(tmp_path: Path) -> None:
     assert parts_of("no mark at all" * 10**6, "mark-1") == {}
 
 
-def test_a_transfer_is_counted(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_is_counted(events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.now))
     transfer = Transfer("leonardo", "sending", 300)
@@ -119,7 +107,7 @@ def test_a_transfer_is_counted(told: Path, monkeypatch: pytest.MonkeyPatch) -> N
         clock.now = now
         transfer(100)
     transfer.end("sent")
-    assert [(e.phase, e.bytes, e.size) for e in read(told)] == [
+    assert [(e.phase, e.bytes, e.size) for e in read(events)] == [
         ("sending", 0, 300),
         ("sending", 200, 300),
         ("sent", 300, 300),

@@ -15,20 +15,8 @@ from crossfl.observe.display import Display, describe
 from crossfl.observe.events import Progress
 from crossfl.observe.follow import Follower, Lines
 from crossfl.protocol import variables
-from crossfl.protocol.events import LARGEST_EVENT, Event, decode_line
-
-
-@pytest.fixture
-def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that steps append their events to."""
-    path = tmp_path / "events"
-    path.touch()
-    monkeypatch.setenv(variables.PROGRESS, str(path))
-    return path
-
-
-def read(path: Path) -> list[Event]:
-    return [decode_line(line) for line in path.read_bytes().splitlines()]
+from crossfl.protocol.events import LARGEST_EVENT, Event
+from tests.support.events import read
 
 
 def follow(path: Path, content: bytes) -> str:

@@ -15,7 +15,7 @@ from tests.support.processes import Run
 
 
 @pytest.fixture(scope="session")
-def run(environment: Mapping[str, str]) -> Iterator[Run]:
+def run(run: Run, environment: Mapping[str, str]) -> Iterator[Run]:
     """Run a command as `run` of the other tests does, with warm steps.
 
     A server runs steps with its own environment only; any other step starts by itself. So there is
@@ -39,13 +39,6 @@ def run(environment: Mapping[str, str]) -> Iterator[Run]:
                 servers[engine] = ForkServer(environments[engine])
                 stack.callback(servers[engine].end)
             server = {FORKSERVER: str(servers[engine].folder)} if engine else {}
-            return subprocess.run(
-                [str(word) for word in words],
-                cwd=cwd,
-                env={**environment, **server, **variables},
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-            )
+            return run(*words, cwd=cwd, timeout=timeout, **(server | variables))
 
         yield command
