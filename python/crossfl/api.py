@@ -110,7 +110,7 @@ def history_rows(entries: list[RoundEntry]) -> Iterator[dict[str, Any]]:
         common = {"round": entry.round, "finished": entry.finished, "loss": entry.loss}
         for name, facility in sorted(entry.facilities.items()):
             values = msgspec.to_builtins(facility)
-            yield {**common, "facility": name, **_flat(values)}
+            yield {**common, "facility": name, **dict(history.flat(values, "."))}
 
 
 def history_frame(entries: str | Path | list[RoundEntry]) -> "pandas.DataFrame":
@@ -152,13 +152,3 @@ def load_model(path: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
         folder /= GLOBAL_MODEL
     network, tokenizer = load(folder, Training(sequence_length=2))
     return cast("PreTrainedModel", network), tokenizer
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

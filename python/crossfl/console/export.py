@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crossfl.console.run import Found, find
+from crossfl.console.run import Found, add_run, find
 from crossfl.errors import CrossFLError
 from crossfl.observe.live import read
 from crossfl.observe.page import plots
@@ -147,13 +147,7 @@ def _cell(value: Any) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl export`."""
-    parser.add_argument(
-        "journal",
-        type=Path,
-        nargs="?",
-        help="journal, or folder of a run; default: CROSSFL_JOURNAL, or all journals in .crossfl/",
-    )
-    parser.add_argument("--run", help="name of the run; default: the newest")
+    add_run(parser)
     parser.add_argument(
         "--page", action="store_true", help="write the page into the run's folder, nothing else"
     )

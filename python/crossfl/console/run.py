@@ -1,5 +1,6 @@
 """Finding the run that a person means: in a journal, the last one unless it is named."""
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,17 @@ class Found:
     def events(self) -> Path:
         """The file of its events, which may be missing."""
         return self.run.path / EVENTS
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Declare what names a run: a journal, and a run of it."""
+    parser.add_argument(
+        "journal",
+        type=Path,
+        nargs="?",
+        help="journal, or folder of a run; default: CROSSFL_JOURNAL, or all journals in .crossfl/",
+    )
+    parser.add_argument("--run", help="name of the run; default: the newest")
 
 
 def find(place: Path | None, name: str | None = None) -> Found:

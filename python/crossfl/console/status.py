@@ -4,20 +4,17 @@ It reads the journal and nothing else. It asks no facility, and the run does not
 """
 
 import argparse
-import contextlib
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crossfl.console.run import Found, find
-from crossfl.errors import CrossFLError
+from crossfl.console.run import Found, add_run, find
 from crossfl.observe.display import clock
-from crossfl.observe.live import FacilityState, Live, fold
+from crossfl.observe.live import FacilityState, Live, Recorded, fold
 from crossfl.protocol import events
 from crossfl.protocol.formats import duration, number, size
 from crossfl.protocol.text import printable
@@ -189,41 +186,21 @@ class Watched:
 
     def __init__(self, place: Path | None, name: str | None) -> None:
         self._place, self._name = place, name
-        self._path: Path | None = None
-        self._offset = 0
+        self._events: Recorded | None = None
         self._live = Live()
 
     def look(self) -> tuple[Found, Live]:
         """The run as it stands now."""
         found = find(self._place, self._name)
-        if found.events != self._path:
-            self._path, self._offset, self._live = found.events, 0, Live()
-        fold(self._new(), self._live)
+        if self._events is None or found.events != self._events.path:
+            self._events, self._live = Recorded(found.events), Live()
+        fold(self._events.new(), self._live)
         return found, self._live
-
-    def _new(self) -> Iterator[events.Event]:
-        """Events that came since the last look; half a line is left for the next one."""
-        if self._path is None:
-            return
-        with contextlib.suppress(OSError), self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                with contextlib.suppress(CrossFLError):
-                    yield events.decode_recorded(line)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `crossfl status`."""
-    parser.add_argument(
-        "journal",
-        type=Path,
-        nargs="?",
-        help="journal, or folder of a run; default: CROSSFL_JOURNAL, or all journals in .crossfl/",
-    )
-    parser.add_argument("--run", help="name of the run; default: the newest")
+    add_run(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument(
         "--watch",

@@ -4,6 +4,7 @@ Whatever the events say, and in whatever order, the fold ends and takes memory f
 rounds only.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +25,27 @@ MOST_PACES = 10
 """Finished rounds from whose durations the end is foretold."""
 
 
-def read(path: Path) -> Iterator[Event]:
-    """The events of a file, oldest first; what is no event is skipped, and a missing file empty."""
-    lines = Lines(LARGEST_EVENT)
-    try:
-        with path.open("rb") as file:
+class Recorded:
+    """The events in a file that may grow; what is no event is skipped, and a missing file empty."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines, self._offset = Lines(LARGEST_EVENT), 0
+
+    def new(self) -> Iterator[Event]:
+        """Those that came since the last look, oldest first; half a line is for the next one."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(self._offset)
             while chunk := file.read(CHUNK):
-                for line in lines.feed(chunk):
-                    try:
+                self._offset += len(chunk)
+                for line in self._lines.feed(chunk):
+                    with contextlib.suppress(CrossFLError):
                         yield decode_recorded(line)
-                    except CrossFLError:
-                        continue
-    except OSError:
-        return
+
+
+def read(path: Path) -> Iterator[Event]:
+    """All events of a file, oldest first."""
+    return Recorded(path).new()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.history import RoundEntry
-from crossfl.storage.history import read_history
+from crossfl.storage.history import flat, read_history
 
 
 class Value(NamedTuple):
@@ -30,16 +30,9 @@ def values(entries: Sequence[RoundEntry]) -> Iterator[Value]:
         if entry.loss is not None:
             yield Value(entry.round, "loss", entry.loss)
         for facility, told in sorted(entry.facilities.items()):
-            for name, value in _numbers(told.asdict()):
-                yield Value(entry.round, f"{facility}/{name}", value)
-
-
-def _numbers(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + key, float(value)
+            for name, value in flat(told.asdict(), "/"):
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    yield Value(entry.round, f"{facility}/{name}", float(value))
 
 
 def to_csv(entries: Sequence[RoundEntry], target: Path) -> None:

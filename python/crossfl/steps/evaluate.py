@@ -18,7 +18,8 @@ from crossfl.protocol.manifest import Completion, EvaluationManifest
 from crossfl.protocol.measurements import Metrics
 from crossfl.protocol.records import ANY_MODEL, Task, Training
 from crossfl.protocol.text import printable
-from crossfl.steps import failure, outputs, rerun
+from crossfl.steps import failure
+from crossfl.steps.delivery import deliver
 from crossfl.steps.train import check_base
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import publish
@@ -168,19 +169,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write `evaluation` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
-    stop = StopSignal()
-    if launcher.is_rank():
-        launcher.join()
-    elif rerun.is_done(args.outdir / EVALUATION, EvaluationManifest, task):
-        outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)
-        return
-    with failure.handled(args.on_failure, task, args.outdir / EVALUATION, absent):
-        place.check_present()
-        if launcher.is_wanted():
-            launcher.ranks(args.words, stop)
-        else:
-            evaluate(args.global_model, task, training, args.prompt, args.outdir)
-        if launcher.is_rank():
-            launcher.leave()
-    if not launcher.is_rank():
-        outputs.write(args.outdir, evaluation=args.outdir / EVALUATION)
+
+    def work() -> None:
+        evaluate(args.global_model, task, training, args.prompt, args.outdir)
+
+    deliver(args, task, EVALUATION, EvaluationManifest, work, absent, StopSignal())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossfl.errors import CrossFLError
-from crossfl.facility import launcher, place, scheduler
+from crossfl.facility import place, scheduler
 from crossfl.facility.staging import staged
 from crossfl.facility.time_budget import StopSignal
 from crossfl.observe.events import Progress
@@ -19,7 +19,8 @@ from crossfl.protocol.manifest import UpdateManifest
 from crossfl.protocol.measurements import PhaseSeconds, UpdateMetrics
 from crossfl.protocol.records import Task, Training
 from crossfl.protocol.text import printable
-from crossfl.steps import failure, outputs, rerun
+from crossfl.steps import failure
+from crossfl.steps.delivery import deliver
 from crossfl.storage import manifest, signature
 from crossfl.storage.files import check_vacant, publish
 from crossfl.storage.model_folder import ModelFolder
@@ -183,18 +184,8 @@ def main(args: argparse.Namespace) -> None:
     """Write `update` for the engine."""
     task, training = from_flags(args, Task), from_flags(args, Training)
     stop = StopSignal().listen()
-    if launcher.is_rank():
-        launcher.join()
-    elif rerun.is_done(args.outdir / UPDATE, UpdateManifest, task):
-        outputs.write(args.outdir, update=args.outdir / UPDATE)
-        return
-    with failure.handled(args.on_failure, task, args.outdir / UPDATE, absent):
-        place.check_present()
-        if launcher.is_wanted():
-            launcher.ranks(args.words, stop)
-        else:
-            train(args.global_model, task, training, args.outdir, stop)
-        if launcher.is_rank():
-            launcher.leave()
-    if not launcher.is_rank():
-        outputs.write(args.outdir, update=args.outdir / UPDATE)
+
+    def work() -> None:
+        train(args.global_model, task, training, args.outdir, stop)
+
+    deliver(args, task, UPDATE, UpdateManifest, work, absent, stop)

@@ -1,10 +1,21 @@
 """The history that a run has left, read back."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from crossfl.errors import CrossFLError
 from crossfl.protocol.history import RoundEntry, decode_line
 from crossfl.protocol.layout import HISTORY_LINES
+
+
+def flat(fields: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
+    """Nested fields as pairs of name and value, names joined by a separator."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}{separator}{name}", v) for name, v in flat(value, separator))
+        else:
+            yield key, value
 
 
 def read_history(path: Path) -> list[RoundEntry]:

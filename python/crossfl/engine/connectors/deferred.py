@@ -122,12 +122,12 @@ class DeferredFolders(QueueConnector, ABC):
 
     def forget(self, folders: Iterable[str]) -> None:
         """Do not make these folders, or what is in them: nobody needs them any more."""
-        for path in self._within(folders):
+        for path in within(self._unmade, list(folders)):
             self._unmade.pop(path, None)
 
     async def _make(self, location: ExecutionLocation, folders: Collection[str] | None) -> None:
         async with self._making:
-            wanted = list(self._unmade) if folders is None else self._within(folders)
+            wanted = within(self._unmade, folders)
             if not wanted:
                 return
             answer, status = await self._ask(location, "mkdir", "-p", "--", *wanted)
@@ -138,15 +138,6 @@ class DeferredFolders(QueueConnector, ABC):
                 )
             for path in wanted:
                 self._unmade.pop(path, None)
-
-    def _within(self, folders: Iterable[str]) -> list[str]:
-        """The folders not made yet that are among some, or below them."""
-        roots = {PurePosixPath(folder) for folder in folders}
-        return [
-            path
-            for path in self._unmade
-            if not roots.isdisjoint((PurePosixPath(path), *PurePosixPath(path).parents))
-        ]
 
     def _named(self, text: str) -> bool:
         return any(folder in text for folder in self._unmade)
@@ -166,6 +157,18 @@ class DeferredFolders(QueueConnector, ABC):
 
     def _is_unmade(self, path: str) -> bool:
         return any(PurePosixPath(path) in (p, *p.parents) for p in map(PurePosixPath, self._unmade))
+
+
+def within(paths: Iterable[str], folders: Collection[str] | None) -> list[str]:
+    """Those paths that are among some folders, or below them; None for all, in their order."""
+    if folders is None:
+        return list(paths)
+    roots = {PurePosixPath(folder) for folder in folders}
+    return [
+        path
+        for path in paths
+        if not roots.isdisjoint((PurePosixPath(path), *PurePosixPath(path).parents))
+    ]
 
 
 def _unquoted(word: str) -> str:

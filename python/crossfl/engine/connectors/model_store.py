@@ -22,7 +22,7 @@ from streamflow.core.deployment import Connector, ExecutionLocation
 from streamflow.core.exception import WorkflowExecutionException
 from streamflow.core.utils import random_name
 
-from crossfl.engine.connectors.deferred import DeferredFolders
+from crossfl.engine.connectors.deferred import DeferredFolders, within
 from crossfl.errors import CrossFLError
 from crossfl.protocol.layout import MANIFEST
 from crossfl.protocol.manifest import ModelManifest
@@ -96,22 +96,14 @@ class ModelStore(DeferredFolders, ABC):
         """Bring the models, too, that jobs were promised to the paths where they look for them."""
         await super().begin(location, job_name, root, folders)
         async with self._sending:
-            for dst in self._unsent_in(folders):
+            for dst in within(sorted(self._unsent), folders):
                 await self._send(Path(self._models[dst]), dst, root / "models", location)
                 self._unsent.discard(dst)
 
     def forget(self, folders: Iterable[str]) -> None:
         folders = list(folders)
         super().forget(folders)
-        self._unsent.difference_update(self._unsent_in(folders))
-
-    def _unsent_in(self, folders: Collection[str] | None) -> list[str]:
-        if folders is None:
-            return sorted(self._unsent)
-        roots = [PurePosixPath(folder) for folder in folders]
-        return sorted(
-            d for d in self._unsent if any(PurePosixPath(d).is_relative_to(r) for r in roots)
-        )
+        self._unsent.difference_update(within(self._unsent, folders))
 
     async def _send(
         self, src: Path, dst: str, store: PurePosixPath, location: ExecutionLocation

@@ -107,25 +107,25 @@ def training_samples(
     grouped = training.sampling == "groups"
     weights = mixtures.weights_of(dataset)
     length = training.sequence_length
+    scans = {name: reading.Scan(dataset / name, "train") for name in weights or [""]}
     parts: dict[str, EncodedSamples] = {}
-    for name in weights or [""]:
-        path = dataset / name
-        scan = reading.Scan(path, "train")
-        if not os.environ.get(variables.STATE):
+    if not os.environ.get(variables.STATE):
+        for name, scan in scans.items():
             parts[name] = EncodedSamples(scan, tokenizer, length, classes, grouped=grouped)
-            continue
-        root = place.state_root(task) / FOLDER
-        facts = {
-            "format": FORMAT,
-            "tokenizer": _tokenizer_digests(model),
-            "versions": [version(p) for p in ("crossfl", "transformers", "tokenizers")],
-            "length": length,
-            "classes": classes,
-            "grouped": grouped,
-        }
-        place.make_private(root)
+        return TrainingSamples(parts, weights, task.data_seed)
+    root = place.state_root(task) / FOLDER
+    place.make_private(root)
+    facts = {
+        "format": FORMAT,
+        "tokenizer": _tokenizer_digests(model),
+        "versions": [version(p) for p in ("crossfl", "transformers", "tokenizers")],
+        "length": length,
+        "classes": classes,
+        "grouped": grouped,
+    }
+    for name, scan in scans.items():
         with _locked(root / LOCK):
-            key = _key(facts | {"data": _digests(path, root / DIGESTS)})
+            key = _key(facts | {"data": _digests(dataset / name, root / DIGESTS)})
         entry = root / key
         with _locked(root / f"{key}{LOCK}"):
             if not (entry / tables.FACTS).is_file():
