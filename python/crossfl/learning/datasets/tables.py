@@ -6,18 +6,15 @@ writer nor reader holds more of it than a batch. The file is as `datasets` maps 
 (`Dataset.from_file`), whose import would cost every job more than a second.
 """
 
-import contextlib
 import json
 import mmap
 import tempfile
-from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import pyarrow as pa
 
 from crossfl.errors import CrossFLError
 from crossfl.learning.datasets.drawing import Drawn, Groups, Passes
@@ -40,9 +37,6 @@ if TYPE_CHECKING:
 ROWS, FACTS = "samples.arrow", "facts.json"
 ENDS, MEMBERS = "ends.npy", "members.npy"
 """Where the samples of each group end, and the samples, group by group."""
-BATCH_VALUES = 1 << 22
-"""Token ids, or numbers of images, that are written as a batch."""
-BATCH_ROWS = 1 << 16
 RESIDENT = 1 << 28
 """Bytes of the mapped file that may be resident before they are given back to the page cache."""
 AROUND = 1 << 16
@@ -99,6 +93,8 @@ class EncodedSamples:
         return samples
 
     def _map(self, folder: Path) -> None:
+        from crossfl.learning.datasets.rows import batches
+
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         self.cut: int = facts["cut"]
         """Samples of which the end is left out."""
@@ -112,7 +108,7 @@ class EncodedSamples:
         with (folder / ROWS).open("rb") as stream:
             self._file = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
         self._file.madvise(mmap.MADV_RANDOM)
-        self._batches = list(pa.ipc.open_stream(pa.py_buffer(self._file)))
+        self._batches = batches(self._file)
         self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
         self._columns: list[dict[str, tuple[Array, Array]] | None] = [None] * len(self._batches)
         self._let_go()
@@ -190,6 +186,8 @@ def write(
     Raises:
         CrossFLError: not even half of the samples can be encoded, or the disk has no room.
     """
+    from crossfl.learning.datasets.rows import Rows
+
     failed, cut, chats, count = Reasons(), 0, False, 0
     pending: deque[Placed] = deque()
 
@@ -200,7 +198,7 @@ def write(
 
     narrow = tokenizer is not None and len(tokenizer) <= 1 << 16
     try:
-        with _Rows(folder / ROWS, pa.uint16() if narrow else pa.int32()) as rows:
+        with Rows(folder / ROWS, np.uint16 if narrow else np.int32) as rows:
             for result in encoded(kept(), tokenizer, classes):
                 placed = pending.popleft()
                 group = placed.sample.group
@@ -260,73 +258,3 @@ def _write_groups(folder: Path, groups: Sequence[int]) -> None:
     numbers = np.asarray(groups)
     np.save(folder / MEMBERS, np.argsort(numbers, kind="stable"))
     np.save(folder / ENDS, np.concatenate([[0], np.cumsum(np.bincount(numbers))]))
-
-
-class _Rows(contextlib.AbstractContextManager["_Rows"]):
-    """Writes rows of values and marks, batch by batch.
-
-    Of text, values are token ids, and marks are the places where labels begin and end to be
-    ignored, in turn. Of an image, values are its numbers, and the mark is its class.
-    """
-
-    def __init__(self, path: Path, ids: "pa.DataType") -> None:
-        self.shape: tuple[int, ...] = ()
-        """Of the images; empty of text."""
-        self.groups = array("q")
-        """The number of the group of each row, where it has one."""
-        self._names: dict[str, int] = {}
-        self._path, self._kind = path, ids
-        self._writer: Any = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._values: list[Array] = []
-        self._marks = array("q")
-        self._ends, self._mark_ends = array("i", [0]), array("i", [0])
-
-    def add(self, sample: Encoded, group: str | None) -> None:
-        """Append a text."""
-        turns: Iterable[int] = ()
-        if sample.ids != sample.labels:
-            ignored = np.asarray(sample.labels) == IGNORED
-            turns = np.flatnonzero(np.diff(ignored, prepend=False)).tolist()
-        self._append(np.asarray(sample.ids, self._kind.to_pandas_dtype()), turns, group)
-
-    def add_image(self, image: Image, group: str | None) -> None:
-        """Append an image."""
-        self.shape, self._kind = image.pixels.shape, pa.float32()
-        self._append(image.pixels.reshape(-1), [image.label], group)
-
-    def _append(self, values: Array, marks: Iterable[int], group: str | None) -> None:
-        self._values.append(values)
-        self._marks.extend(marks)
-        self._ends.append(self._ends[-1] + len(values))
-        self._mark_ends.append(len(self._marks))
-        if group is not None:
-            self.groups.append(self._names.setdefault(group, len(self._names)))
-        if self._ends[-1] >= BATCH_VALUES or len(self._values) >= BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._values:
-            return
-        columns = {
-            "values": _lists(self._ends, np.concatenate(self._values)),
-            "marks": _lists(self._mark_ends, np.asarray(self._marks)),
-        }
-        batch = pa.record_batch(columns)
-        if self._writer is None:
-            self._writer = pa.ipc.new_stream(self._path, batch.schema)
-        self._writer.write_batch(batch)
-        self._begin()
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        if self._writer is None:
-            schema = pa.schema({name: pa.list_(pa.int64()) for name in ("values", "marks")})
-            self._writer = pa.ipc.new_stream(self._path, schema)
-        self._writer.close()
-
-
-def _lists(ends: Sequence[int], values: Array) -> "pa.ListArray[Any]":
-    return pa.ListArray.from_arrays(pa.array(np.asarray(ends), pa.int32()), pa.array(values))
