@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.engine import Engine
 from tests.support.paths import ROOT
-from tests.support.testbed import Site, real_pbs
+from tests.support.testbed import Partition, Site, real_pbs
 
 TESTBED = ROOT / "environments" / "testbed" / "testbed.py"
 SETUP_SECONDS = 900
@@ -140,3 +140,11 @@ def shim(sites: dict[str, Site]) -> Iterator[Callable[[Site, str, str], None]]:
         path.unlink(missing_ok=True)
     for path, text in changed.items():
         path.write_text(text)
+
+
+@pytest.fixture
+def partition(alpha: Site) -> Iterator[Partition]:
+    """The partition of alpha, which is open again at the end."""
+    partition = Partition(alpha)
+    yield partition
+    partition.set("UP")

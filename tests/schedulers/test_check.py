@@ -34,9 +34,6 @@ class Checks:
         for site in sites:
             (data / site.name).symlink_to(place_data(site, DATA / "leonardo" / "words"))
         self.path = bind(sites, python, data, job_of(sites))
-        for script in self.path.with_suffix(".d").iterdir():
-            lines = script.read_text().splitlines(keepends=True)
-            script.write_text("".join(x for x in lines if "mpiexec" not in x))  # no MPI here
 
     def script(self, site: Site) -> Path:
         return self.path.with_suffix(".d") / f"{site.name}.sh"

@@ -47,9 +47,6 @@ def test_three_facilities(
     for site, words in zip(sites.values(), ("leonardo", "karolina", "leonardo"), strict=True):
         (data / site.name).symlink_to(place_data(site, DATA / words / "words"))
     path = bind(list(sites.values()), python, data, job_of(list(sites.values())))
-    script = path.with_suffix(".d") / "gamma.sh"
-    lines = script.read_text().splitlines(keepends=True)
-    script.write_text("".join(x for x in lines if "mpiexec" not in x))  # no MPI in the testbed
     document = yaml.safe_load(path.read_text())
     document["deployments"]["vm"]["workdir"] = str(tmp_path / "vm")
     (tmp_path / "vm").mkdir()

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
-import yaml
 
 from crossfl.observe.display import describe
 from crossfl.observe.live import read
 from tests.support.engine import Engine, streamflow, unset
 from tests.support.paths import DATA
-from tests.support.testbed import Site, bind, job_of, place_data
+from tests.support.testbed import Partition, Site, bind, follow, job_of, place_data
 
 SEEN_SECONDS = 15
 START_SECONDS = 90
-POLLING = 5
+POLLING = 1
 
 Facts = dict[str, Any]
-
-
-@pytest.fixture
-def partition(alpha: Site) -> Iterator[Callable[[str], None]]:
-    """Opens and closes the partition of alpha, as its administrator does."""
-    environment = os.environ | {"SLURM_CONF": alpha.shell("echo $SLURM_CONF").strip()}
-
-    def turn(state: str) -> None:
-        words = ["scontrol", "update", "partitionname=boost", f"state={state}"]
-        subprocess.run(words, env=environment, check=True)
-
-    yield turn
-    turn("UP")
 
 
 def status(journal: Path) -> Facts:
@@ -56,7 +39,7 @@ def test_a_change_in_a_queue_is_seen(
     gamma: Site,
     python: Path,
     engine: Engine,
-    partition: Callable[[str], None],
+    partition: Partition,
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "data"
@@ -64,17 +47,9 @@ def test_a_change_in_a_queue_is_seen(
     for site in (alpha, gamma):
         (data / site.name).symlink_to(place_data(site, DATA / "leonardo" / "words"))
     path = bind([alpha, gamma], python, data, job_of([alpha, gamma], rounds=1, local_steps=200))
-    document = yaml.safe_load(path.read_text())
-    document["deployments"]["vm"]["config"]["journal"] = "journal"
-    for deployment in document["deployments"].values():
-        if "pollingInterval" in deployment.get("config", {}):
-            deployment["config"]["pollingInterval"] = POLLING
-    path.write_text(yaml.safe_dump(document))
-    for script in path.with_suffix(".d").glob("*.sh"):
-        text = "".join(
-            x for x in script.read_text().splitlines(keepends=True) if "mpiexec" not in x
-        )
-        script.write_text(re.sub(r"(?m)^#PBS -q .*$", "#PBS -q closed", text))
+    follow(path, POLLING)
+    script = path.with_suffix(".d") / "gamma.sh"
+    script.write_text(re.sub(r"(?m)^#PBS -q .*$", "#PBS -q closed", script.read_text()))
     journal, log = tmp_path / "journal", tmp_path / "log"
 
     def seen(what: Callable[[Facts], bool], seconds: float = SEEN_SECONDS) -> Facts:
@@ -94,7 +69,7 @@ def test_a_change_in_a_queue_is_seen(
 
         return holds
 
-    partition("DOWN")
+    partition.set("DOWN")
     process = streamflow(path, engine.outdir, log, unset())
     try:
         seen(waits("alpha", "PartitionDown"), START_SECONDS)
@@ -108,7 +83,7 @@ def test_a_change_in_a_queue_is_seen(
         seen(waits("alpha", "JobHeldUser"))
         seen(waits("gamma", "held (u)"))
         alpha.shell(f"scontrol release {job}")
-        partition("UP")
+        partition.set("UP")
         seen(lambda facts: facts["alpha"]["phase"] in ("running", "load", "train"))
         working = seen(lambda facts: facts["alpha"]["phase"] == "train", START_SECONDS)["alpha"]
         assert working["steps"] == 200

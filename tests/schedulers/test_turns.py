@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from crossfl.protocol.history import FacilityEntry, RoundEntry, decode_line
 from tests.support.engine import Engine, streamflow, unset
 from tests.support.faults import FULL
 from tests.support.paths import DATA
-from tests.support.testbed import Site, bind, job_of, place_data
+from tests.support.testbed import Partition, Site, bind, follow, job_of, place_data
 
 RUN_SECONDS = 420
 STALLED = """\
@@ -28,24 +27,6 @@ STALLED = """\
 case $1 in x*) while [ -e ~/stalled ]; do sleep 0.2; done ;; esac
 exec /bin/tar "$@"
 """
-
-
-class Partition:
-    """The partition of a Slurm site, as its administrator opens and closes it."""
-
-    def __init__(self, site: Site) -> None:
-        self._environment = os.environ | {"SLURM_CONF": site.shell("echo $SLURM_CONF").strip()}
-
-    def set(self, state: str) -> None:
-        words = ["scontrol", "update", "partitionname=boost", f"state={state}"]
-        subprocess.run(words, env=self._environment, check=True)
-
-
-@pytest.fixture
-def partition(alpha: Site) -> Iterator[Partition]:
-    partition = Partition(alpha)
-    yield partition
-    partition.set("UP")
 
 
 class Federation:
@@ -69,15 +50,7 @@ class Federation:
         more: dict[str, Any] = {"local_steps": 2, "training": training, "prompts": []}
         job = job_of(sites, rounds=rounds, aggregation=rules, **more)
         self.path = bind(sites, python, self.data, job)
-        for script in self.path.with_suffix(".d").glob("*.sh"):
-            lines = script.read_text().splitlines(keepends=True)
-            script.write_text("".join(x for x in lines if "mpiexec" not in x))  # no MPI here
-        document = yaml.safe_load(self.path.read_text())
-        document["deployments"]["vm"]["config"]["journal"] = "journal"
-        for deployment in document["deployments"].values():
-            if "pollingInterval" in deployment.get("config", {}):
-                deployment["config"]["pollingInterval"] = 1
-        self.path.write_text(yaml.safe_dump(document))
+        follow(self.path, seconds=1)
         self.log = folder / "log"
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -181,6 +154,11 @@ def story(
         federation.wait_for(lambda: bool(alpha.shell(pending).strip()), process)
         job = alpha.shell(pending).strip()
         queued = three_rounds()
+        (waiting,) = [path for path in turns() - before if path.name.endswith("-alpha")]
+        newest = waiting / "next"  # named by its round: the job is to find it when it starts
+        federation.wait_for(
+            lambda: int(newest.readlink().name.partition("-")[0]) > queued[-1], process
+        )
         partition.set("UP")
         assert process.wait(RUN_SECONDS) == 0, federation.log.read_text()
         left = [str(path) for path in turns() - before]

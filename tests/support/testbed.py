@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from crossfl.engine.connectors.ssh import SSHConnector
 from tests.support.paths import CWL
 
@@ -194,8 +196,22 @@ def place_data(site: Site, words: Path) -> Path:
     return folder.parent
 
 
+class Partition:
+    """The partition of a Slurm site, as its administrator opens and closes it."""
+
+    def __init__(self, site: Site) -> None:
+        self._environment = os.environ | {"SLURM_CONF": site.shell("echo $SLURM_CONF").strip()}
+
+    def set(self, state: str) -> None:
+        words = ["scontrol", "update", "partitionname=boost", f"state={state}"]
+        subprocess.run(words, env=self._environment, check=True)
+
+
 def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], **more: str) -> Path:
-    """Compose the StreamFlow file of a federation of the testbed's sites, as a user would."""
+    """Compose the StreamFlow file of a federation of the testbed's sites, as a user would.
+
+    There is no MPI in the testbed, and so no line of a job script that starts it.
+    """
     folder = data.parent
     (folder / "job.json").write_text(json.dumps(job))
     words = ["bind", "--job", "job.json", "-o", "federation.yml"]
@@ -209,7 +225,20 @@ def bind(sites: Sequence[Site], python: Path, data: Path, job: dict[str, Any], *
                 del settings["venv"]
         words += [w for k, v in settings.items() for w in ("--set", f"{site.name}.{k}={v}")]
     subprocess.run([sys.executable, "-m", "crossfl", *words], cwd=folder, check=True)
+    for script in (folder / "federation.d").glob("*.sh"):
+        lines = script.read_text().splitlines(keepends=True)
+        script.write_text("".join(line for line in lines if "mpiexec" not in line))
     return folder / "federation.yml"
+
+
+def follow(path: Path, seconds: int) -> None:
+    """Have a federation keep a journal beside its StreamFlow file, and ask schedulers so often."""
+    document = yaml.safe_load(path.read_text())
+    document["deployments"]["vm"]["config"]["journal"] = "journal"
+    for deployment in document["deployments"].values():
+        if "pollingInterval" in deployment.get("config", {}):
+            deployment["config"]["pollingInterval"] = seconds
+    path.write_text(yaml.safe_dump(document))
 
 
 def job_of(sites: Sequence[Site], **more: Any) -> dict[str, Any]:
